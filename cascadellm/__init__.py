@@ -1,0 +1,1 @@
+"""CascadeLLM: a cheap local model and a large one answer as one."""
