@@ -1,1 +1,108 @@
-"""CascadeLLM: a cheap local model and a large one answer as one."""
+"""CascadeLLM: a cheap local model and a large one answer as one.
+
+The engine knows no framework. Import `CascadeLLM` from `langchain_cascade` or
+`llamaindex_cascade`.
+"""
+
+from cascadellm._version import __version__
+from cascadellm.answer import (
+    Answer,
+    Attempt,
+    Decision,
+    Piece,
+    Request,
+    SideCall,
+    TokenScore,
+    ToolCall,
+    Trace,
+    Usage,
+)
+from cascadellm.cascade import Cascade, Outcome
+from cascadellm.errors import (
+    BudgetExceededError,
+    CalibrationError,
+    CascadeError,
+    ConfigurationError,
+    ContextWindowError,
+    DeadlineExceededError,
+    InsufficientDataError,
+    MissingDependencyError,
+    ModelError,
+    NoValidThresholdError,
+    OutOfMemoryError,
+    ScoreUnavailableError,
+    VocabularyMismatchError,
+)
+from cascadellm.events import JsonlSink, Record, Recorder, record_cascade
+from cascadellm.policies import (
+    AllOf,
+    Always,
+    AnyOf,
+    Custom,
+    Never,
+    Not,
+    Policy,
+    Threshold,
+    Valid,
+)
+from cascadellm.scores import (
+    Score,
+    margin,
+    mean_entropy,
+    mean_logprob,
+    min_logprob,
+    quantile_logprob,
+    sum_logprob,
+)
+from cascadellm.tier import Price, Tier
+
+__all__ = [
+    "AllOf",
+    "Always",
+    "Answer",
+    "AnyOf",
+    "Attempt",
+    "BudgetExceededError",
+    "CalibrationError",
+    "Cascade",
+    "CascadeError",
+    "ConfigurationError",
+    "ContextWindowError",
+    "Custom",
+    "DeadlineExceededError",
+    "Decision",
+    "InsufficientDataError",
+    "JsonlSink",
+    "MissingDependencyError",
+    "ModelError",
+    "Never",
+    "NoValidThresholdError",
+    "Not",
+    "OutOfMemoryError",
+    "Outcome",
+    "Piece",
+    "Policy",
+    "Price",
+    "Record",
+    "Recorder",
+    "Request",
+    "Score",
+    "ScoreUnavailableError",
+    "SideCall",
+    "Threshold",
+    "Tier",
+    "TokenScore",
+    "ToolCall",
+    "Trace",
+    "Usage",
+    "Valid",
+    "VocabularyMismatchError",
+    "__version__",
+    "margin",
+    "mean_entropy",
+    "mean_logprob",
+    "min_logprob",
+    "quantile_logprob",
+    "record_cascade",
+    "sum_logprob",
+]

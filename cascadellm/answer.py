@@ -88,6 +88,7 @@ class Request:
         text_source: Neutral text of the conversation, or a function that makes it;
             it is only called when a policy, gate or log reads `text`.
         tools: Tool specifications in OpenAI form.
+        tool_required: Whether the answer must call a tool.
         response_schema: JSON schema that the answer must satisfy, or None.
         parser: Called with the answer's text by validity policies; raises if unusable.
         documents: Retrieved passages, for policies that check support.
@@ -99,6 +100,7 @@ class Request:
     native: Any
     text_source: str | Callable[[], str] = ""
     tools: tuple[Mapping[str, Any], ...] = ()
+    tool_required: bool = False
     response_schema: Mapping[str, Any] | None = None
     parser: Callable[[str], Any] | None = None
     documents: tuple[str, ...] = ()

@@ -1,0 +1,324 @@
+"""The main flow: for each tier, skip it or ask it; decide; record; accept or go on.
+
+Written once, as a generator of effects. `invoke`, `ainvoke`, `stream`, `astream`, `batch`
+of both frameworks drive the same generator, so they take the same decision.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal, TypeAlias
+
+from cascadellm.answer import Answer, Decision, Request, Trace
+from cascadellm.effects import Call, Emit, Interrupted, Plan, Relay
+from cascadellm.errors import CascadeError, ConfigurationError
+from cascadellm.events import (
+    Accepted,
+    Decided,
+    Failed,
+    TierAnswered,
+    TierFailed,
+    TierSkipped,
+    TierStarted,
+)
+from cascadellm.ledger import Ledger, Unit
+from cascadellm.policies.base import Moment, Policy, PolicyLike, as_policy, resolve
+from cascadellm.resilience import ask, retrying
+from cascadellm.tier import Tier, named
+
+__all__ = ["Admit", "Cascade", "Outcome"]
+
+Admit: TypeAlias = Callable[[Tier, Request], tuple[str, str] | None]
+"""Says why a tier cannot take a request, as (code, sentence); None = it can."""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """The accepted answer and the record of the call."""
+
+    answer: Answer
+    trace: Trace
+
+
+@dataclass(frozen=True, slots=True, init=False)
+class Cascade:
+    """Tiers, cheap to costly, with one deferral policy per boundary.
+
+    Args:
+        tiers: One or more tiers.
+        policy: One policy for all boundaries, or one per boundary; a single tier needs none.
+        on_tier_error: `escalate` past a tier that raises, or `raise`.
+        on_exhausted: When the last tier fails: `raise` its error, or answer with the `best`
+            (latest) earlier answer.
+        clock: Seconds; replaced in tests.
+
+    Raises:
+        ConfigurationError: No tiers, equal names, or a wrong number of policies.
+    """
+
+    tiers: tuple[Tier, ...]
+    policies: tuple[Policy, ...]
+    on_tier_error: Literal["escalate", "raise"]
+    on_exhausted: Literal["raise", "best"]
+    clock: Callable[[], float] = field(repr=False, compare=False)
+    units: tuple[Unit, ...] = field(repr=False, compare=False)
+    boundaries: tuple[Policy, ...] = field(repr=False, compare=False)
+
+    def __init__(
+        self,
+        tiers: Sequence[Any],
+        policy: PolicyLike | Sequence[PolicyLike] | None = None,
+        *,
+        on_tier_error: Literal["escalate", "raise"] = "escalate",
+        on_exhausted: Literal["raise", "best"] = "raise",
+        clock: Callable[[], float] = time.perf_counter,
+    ) -> None:
+        _one_of("on_tier_error", on_tier_error, ("escalate", "raise"))
+        _one_of("on_exhausted", on_exhausted, ("raise", "best"))
+        ready = named([t if isinstance(t, Tier) else Tier(t) for t in _listed(tiers)])
+        for tier in ready:
+            retrying(tier.retry)
+        policies = _per_boundary(policy, len(ready))
+        units, boundaries = _join_pairs(ready, policies)
+        for name, value in (
+            ("tiers", ready),
+            ("policies", policies),
+            ("on_tier_error", on_tier_error),
+            ("on_exhausted", on_exhausted),
+            ("clock", clock),
+            ("units", units),
+            ("boundaries", boundaries),
+        ):
+            object.__setattr__(self, name, value)
+
+    def with_policy(self, policy: PolicyLike | Sequence[PolicyLike]) -> Cascade:
+        """Return the same tiers under another policy."""
+        return Cascade(
+            self.tiers,
+            policy,
+            on_tier_error=self.on_tier_error,
+            on_exhausted=self.on_exhausted,
+            clock=self.clock,
+        )
+
+    def reads(self, place: int) -> frozenset[str]:
+        """Return what the answers of unit `place` must carry for its boundary's policy."""
+        return self.boundaries[place].reads if place < len(self.boundaries) else frozenset()
+
+    def plan(
+        self, request: Request, *, pin: str | None = None, admit: Admit | None = None
+    ) -> Plan[Outcome]:
+        """Return the plan of one call.
+
+        Args:
+            request: What is asked.
+            pin: Name of the only tier to ask.
+            admit: Says which tiers cannot take the request; the last one is always asked.
+        """
+        ledger = Ledger(self.clock)
+        units = self.units if pin is None else (self._pinned(pin),)
+        try:
+            unit, answer = yield from self._climb(request, units, ledger, admit)
+        except Exception as error:
+            trace = ledger.close(None, None)
+            yield Emit(Failed(request, error, trace, ledger.drafts))
+            raise
+        trace = ledger.close(unit, answer)
+        yield Emit(Accepted(request, answer, trace, ledger.drafts))
+        return Outcome(answer, trace)
+
+    def _climb(
+        self, request: Request, units: tuple[Unit, ...], ledger: Ledger, admit: Admit | None
+    ) -> Plan[tuple[Unit, Answer]]:
+        place = 0
+        while True:
+            unit, last = units[place], place == len(units) - 1
+            policy = None if last else self.boundaries[place]
+            if policy is not None:
+                route = yield from self._before(policy, unit, request, ledger, admit)
+                if route is not None:
+                    place = yield from self._skip(route, units, place, ledger)
+                    continue
+            yield Emit(TierStarted(unit.index, unit.tier.label))
+            ledger.begin()
+            begun = self.clock()
+            try:
+                answer = yield from ask(self._call(unit, policy, request, ledger), live=last)
+            except Interrupted as broken:
+                attempt = ledger.fail(unit, broken.cause)
+                yield Emit(TierFailed(attempt, broken.cause))
+                raise broken.cause from None
+            except Exception as error:
+                attempt = ledger.fail(unit, error)
+                yield Emit(TierFailed(attempt, error))
+                if last or self.on_tier_error == "raise":
+                    return (yield from self._exhausted(error, units, ledger))
+                place += 1
+                continue
+            latency_s = self.clock() - begun
+            yield Emit(TierAnswered(unit.index, unit.tier.label, answer, latency_s))
+            if policy is None:
+                ledger.keep(unit, "accept", answer, None, latency_s)
+                return unit, answer
+            decision = yield from self._decide(policy, unit, request, answer, ledger)
+            yield Emit(Decided(unit.index, unit.tier.label, decision, answer))
+            action: Any = "escalate" if decision.defer else "accept"
+            ledger.keep(unit, action, answer, decision, latency_s)
+            if not decision.defer:
+                shown = yield Relay(decision.answer or answer)
+                return unit, shown
+            place = _target(decision, units, place)
+
+    def _call(self, unit: Unit, policy: Policy | None, request: Request, ledger: Ledger) -> Call:
+        if policy is None:
+            return Call(unit.index, unit.tier, request)
+        watch = policy.watch(self._moment(unit, request, None, ledger))
+        return Call(unit.index, unit.tier, request, reads=policy.reads, watch=watch)
+
+    def _moment(
+        self, unit: Unit, request: Request, answer: Answer | None, ledger: Ledger
+    ) -> Moment:
+        return Moment(
+            request=request,
+            tier=unit.index,
+            name=unit.tier.label,
+            tiers=self.tiers,
+            answer=answer,
+            attempts=tuple(ledger.attempts),
+            answers=tuple(ledger.answers),
+            elapsed_s=ledger.elapsed_s,
+            cost_usd=ledger.cost_usd,
+        )
+
+    def _before(
+        self, policy: Policy, unit: Unit, request: Request, ledger: Ledger, admit: Admit | None
+    ) -> Plan[Decision | None]:
+        refusal = admit(unit.tier, request) if admit is not None else None
+        if refusal is not None:
+            return Decision(True, "admission", code=refusal[0], reason=refusal[1])
+        if type(policy).before is Policy.before:
+            return None
+        plan = resolve(
+            policy.before(self._moment(unit, request, None, ledger)), policy.name
+        )
+        route = yield from ledger.metered(plan)
+        return route if route is not None and route.defer else None
+
+    def _skip(
+        self, route: Decision, units: tuple[Unit, ...], place: int, ledger: Ledger
+    ) -> Plan[int]:
+        target = _target(route, units, place)
+        for passed in units[place:target]:
+            attempt = ledger.skip(passed.index, passed.tier.label, route)
+            yield Emit(TierSkipped(attempt))
+        return target
+
+    def _decide(
+        self, policy: Policy, unit: Unit, request: Request, answer: Answer, ledger: Ledger
+    ) -> Plan[Decision]:
+        begun = self.clock()
+        moment = self._moment(unit, request, answer, ledger)
+        try:
+            decision = yield from ledger.metered(resolve(policy.after(moment), policy.name))
+        except CascadeError:
+            raise
+        except Exception as error:
+            # a policy that breaks must not accept silently
+            reason = f"the policy raised {type(error).__name__}: {error}"[:300]
+            decision = Decision(True, policy.name, code="policy_error", reason=reason)
+        if decision is None:
+            decision = Decision(False, policy.name, code="accept", reason="nothing to object")
+        elif not isinstance(decision, Decision):
+            raise ConfigurationError(
+                f"policy {policy.name!r} must return a Decision or None, got {decision!r}"
+            )
+        return replace(decision, latency_s=self.clock() - begun)
+
+    def _exhausted(
+        self, error: Exception, units: tuple[Unit, ...], ledger: Ledger
+    ) -> Plan[tuple[Unit, Answer]]:
+        earlier = [
+            (attempt, answer)
+            for attempt, answer in zip(ledger.attempts, ledger.answers, strict=True)
+            if answer is not None
+        ]
+        if self.on_exhausted == "best" and earlier:
+            attempt, answer = earlier[-1]
+            shown = yield Relay(answer)
+            return next(u for u in units if u.index == attempt.tier), shown
+        failed = ledger.attempts[-1]
+        error.add_note(f"raised by tier {failed.name!r} (index {failed.tier}) of the cascade")
+        for attempt in ledger.attempts[:-1]:
+            what = attempt.error or f"{attempt.action}: {attempt.reason}"
+            error.add_note(f"earlier tier {attempt.name!r}: {what}")
+        raise error
+
+    def _pinned(self, pin: str) -> Unit:
+        for unit in (*self.units, *(Unit(i, tier) for i, tier in enumerate(self.tiers))):
+            if unit.tier.label == pin:
+                return unit
+        names = ", ".join(repr(tier.label) for tier in self.tiers)
+        raise ConfigurationError(f"no tier is named {pin!r}; tiers: {names}")
+
+
+def _target(decision: Decision, units: tuple[Unit, ...], place: int) -> int:
+    """Return the place of the next unit; a `goto` never leads back or past the end."""
+    if decision.goto is None:
+        return place + 1
+    ahead = [i for i, unit in enumerate(units) if unit.index >= decision.goto and i > place]
+    return ahead[0] if ahead else len(units) - 1
+
+
+def _listed(tiers: Any) -> list[Any]:
+    if isinstance(tiers, (str, bytes)) or not isinstance(tiers, Sequence) or not tiers:
+        raise ConfigurationError(f"tiers must be a list of at least one model, got {tiers!r}")
+    return list(tiers)
+
+
+def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigurationError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
+
+
+def _per_boundary(policy: Any, count: int) -> tuple[Policy, ...]:
+    """Return one policy for each of the count - 1 boundaries."""
+    if isinstance(policy, (list, tuple)):
+        if len(policy) != count - 1:
+            raise ConfigurationError(
+                f"{count} tiers have {count - 1} boundaries, so {count - 1} policies are "
+                f"expected, got {len(policy)}"
+            )
+        return tuple(as_policy(one) for one in policy)
+    if policy is None:
+        if count > 1:
+            raise ConfigurationError(
+                f"{count} tiers need a policy that says when to defer, e.g. "
+                "policy=Threshold(mean_logprob, -0.35)"
+            )
+        return ()
+    return (as_policy(policy),) * (count - 1)
+
+
+def _join_pairs(
+    tiers: tuple[Tier, ...], policies: tuple[Policy, ...]
+) -> tuple[tuple[Unit, ...], tuple[Policy, ...]]:
+    """Fold every token-level boundary: its two tiers become one unit, the pair."""
+    units = [Unit(0, tiers[0])]
+    boundaries: list[Policy] = []
+    for index, policy in enumerate(policies):
+        upper = tiers[index + 1]
+        if policy.level == "answer":
+            units.append(Unit(index + 1, upper))
+            boundaries.append(policy)
+            continue
+        lower = units.pop()
+        if lower.draft is not None:
+            raise ConfigurationError(
+                f"tier {lower.tier.label!r} is a pair already; two token-level boundaries "
+                "cannot follow each other"
+            )
+        pair: Tier = policy.join(lower.tier, upper)  # type: ignore[attr-defined]
+        units.append(Unit(index + 1, pair, draft=lower.tier.label))
+    return tuple(units), tuple(boundaries)

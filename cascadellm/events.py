@@ -1,0 +1,265 @@
+"""Typed events of one call, the handler protocol, and the recorder.
+
+Handlers are told; they never decide. A handler that raises is logged once per call site
+and ignored: it never breaks an answer.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+from cascadellm.answer import Answer, Attempt, Decision, Request, Trace
+
+__all__ = [
+    "Accepted",
+    "CascadeEvent",
+    "Decided",
+    "Failed",
+    "Handler",
+    "JsonlSink",
+    "Record",
+    "Recorder",
+    "TierAnswered",
+    "TierFailed",
+    "TierSkipped",
+    "TierStarted",
+    "dispatch",
+    "record_cascade",
+]
+
+_log = logging.getLogger("cascadellm")
+
+
+@dataclass(frozen=True, slots=True)
+class TierStarted:
+    """A tier is about to be asked."""
+
+    tier: int
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class TierAnswered:
+    """A tier answered; nothing is decided yet. Time in seconds."""
+
+    tier: int
+    name: str
+    answer: Answer
+    latency_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TierSkipped:
+    """A tier was passed over without being asked."""
+
+    attempt: Attempt
+
+
+@dataclass(frozen=True, slots=True)
+class TierFailed:
+    """A tier raised or timed out."""
+
+    attempt: Attempt
+    error: Exception
+
+
+@dataclass(frozen=True, slots=True)
+class Decided:
+    """A boundary's policy decided about a tier's answer."""
+
+    tier: int
+    name: str
+    decision: Decision
+    answer: Answer
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """The call ended with an answer."""
+
+    request: Request
+    answer: Answer
+    trace: Trace
+    drafts: tuple[str | None, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Failed:
+    """The call ended without an answer; `trace.answered_by` is None."""
+
+    request: Request
+    error: Exception
+    trace: Trace
+    drafts: tuple[str | None, ...] = ()
+
+
+CascadeEvent: TypeAlias = (
+    TierStarted | TierAnswered | TierSkipped | TierFailed | Decided | Accepted | Failed
+)
+
+
+class Handler(Protocol):
+    """Anything that wants to be told."""
+
+    def on_event(self, event: CascadeEvent) -> None:
+        """Receive one event; called in the thread of the call."""
+
+
+def dispatch(event: CascadeEvent, handlers: Iterable[Handler]) -> None:
+    """Tell the given handlers and the active recorders; swallow what they raise."""
+    for handler in (*handlers, *_ACTIVE.get()):
+        try:
+            handler.on_event(event)
+        except Exception:
+            _log.warning("event handler %r failed", type(handler).__name__, exc_info=True)
+
+
+def observed(handlers: Iterable[Handler]) -> bool:
+    """Return whether anybody listens."""
+    return bool(_ACTIVE.get()) or any(True for _ in handlers)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One finished call as the recorder keeps it.
+
+    Attributes:
+        trace: The record of the call.
+        time: End of the call. Unit: seconds since the epoch.
+        input: Neutral text of the request.
+        output: Text of the answer, empty when the call failed.
+        drafts: Text per attempt, None where the attempt has none.
+        error: What the call raised, or None.
+    """
+
+    trace: Trace
+    time: float
+    input: str = ""
+    output: str = ""
+    drafts: tuple[str | None, ...] = ()
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain JSON data: the trace's keys and the call's own."""
+        return {
+            **self.trace.to_dict(),
+            "time": self.time,
+            "input": self.input,
+            "output": self.output,
+            "drafts": list(self.drafts),
+            "error": self.error,
+        }
+
+    @classmethod
+    def of(cls, event: Accepted | Failed, *, content: bool = True) -> Record:
+        """Build the record of a finished call; without `content` no text is kept."""
+        accepted = isinstance(event, Accepted)
+        return cls(
+            trace=event.trace,
+            time=time.time(),
+            input=event.request.text if content else "",
+            output=event.answer.text if accepted and content else "",  # type: ignore[union-attr]
+            drafts=event.drafts if content else (),
+            error=None if accepted else repr(event.error),  # type: ignore[union-attr]
+        )
+
+
+class JsonlSink:
+    """Append one JSON line per finished call to a file.
+
+    Each line goes out in one `write` on a file opened for appending, so a killed process
+    leaves whole lines.
+
+    Args:
+        path: File to append to; its folder is made when missing.
+        content: Whether questions and answers are written, not only the record.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, content: bool = True) -> None:
+        self.path = Path(path)
+        self.content = content
+        self._lock = threading.Lock()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+
+    def on_event(self, event: CascadeEvent) -> None:
+        """Write the line of a finished call."""
+        if isinstance(event, (Accepted, Failed)):
+            self.write(Record.of(event, content=self.content))
+
+    def write(self, record: Record) -> None:
+        """Append one record."""
+        line = (json.dumps(record.to_dict(), ensure_ascii=False) + "\n").encode()
+        with self._lock:
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
+            try:
+                os.write(descriptor, line)
+            finally:
+                os.close(descriptor)
+
+
+@dataclass(slots=True, eq=False)
+class Recorder:
+    """Collects the records of finished calls; filled by `record_cascade()`.
+
+    Attributes:
+        records: Finished calls in order of their end.
+        sinks: Handlers that are told as well, e.g. a `JsonlSink`.
+    """
+
+    sinks: tuple[Handler, ...] = ()
+    content: bool = True
+    on_record: Callable[[Record], None] | None = None
+    records: list[Record] = field(default_factory=list)
+    _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
+
+    @property
+    def traces(self) -> list[Trace]:
+        """The traces of the finished calls."""
+        return [record.trace for record in self.records]
+
+    def on_event(self, event: CascadeEvent) -> None:
+        """Keep the record of a finished call and tell the sinks."""
+        if isinstance(event, (Accepted, Failed)):
+            record = Record.of(event, content=self.content)
+            with self._lock:
+                self.records.append(record)
+            if self.on_record is not None:
+                self.on_record(record)
+        for sink in self.sinks:
+            sink.on_event(event)
+
+
+# each context (task, copied thread context) sees the recorders that were open around it
+_ACTIVE: ContextVar[tuple[Handler, ...]] = ContextVar("cascadellm_recorders", default=())
+
+
+@contextmanager
+def record_cascade(
+    path: str | os.PathLike[str] | None = None, *, content: bool = True
+) -> Iterator[Recorder]:
+    """Collect the records of every cascade call inside the `with` block.
+
+    Works across chains, agents, tasks and the frameworks' own threads, which copy the
+    context; in a thread of your own run the call in `contextvars.copy_context()`.
+
+    Args:
+        path: JSONL file to append each record to as well.
+        content: Whether questions and answers are kept.
+    """
+    sinks: tuple[Handler, ...] = () if path is None else (JsonlSink(path, content=content),)
+    recorder = Recorder(sinks=sinks, content=content)
+    token = _ACTIVE.set((*_ACTIVE.get(), recorder))
+    try:
+        yield recorder
+    finally:
+        _ACTIVE.reset(token)

@@ -1,0 +1,350 @@
+"""Drivers: the only place where sync and async differ.
+
+A performer answers effects; a driver runs a plan against it. Adapters subclass the
+performers and say how their framework calls a tier or a judge.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextvars
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from cascadellm.answer import Answer
+from cascadellm.effects import (
+    Await,
+    Call,
+    CallMany,
+    Compute,
+    Effect,
+    Emit,
+    Judge,
+    Plan,
+    Race,
+    Relay,
+    Sleep,
+)
+from cascadellm.errors import ConfigurationError
+from cascadellm.events import Handler, dispatch
+
+__all__ = [
+    "AsyncPerformer",
+    "Done",
+    "LocalPerformer",
+    "Performer",
+    "aadvance",
+    "adrive",
+    "advance",
+    "drive",
+]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[T]):
+    """The plan has ended with this value."""
+
+    value: T
+
+
+class Performer:
+    """Performs effects synchronously; subclasses implement `call` and `judge`.
+
+    Args:
+        handlers: Told about every event, besides the active recorders.
+    """
+
+    def __init__(self, handlers: Sequence[Handler] = ()) -> None:
+        self.handlers = tuple(handlers)
+
+    def call(self, effect: Call) -> Answer:
+        """Ask a tier."""
+        raise NotImplementedError
+
+    def judge(self, effect: Judge) -> Answer:
+        """Ask a model a plain-text question."""
+        raise NotImplementedError
+
+    def emit(self, event: Any) -> None:
+        """Tell handlers."""
+        dispatch(event, self.handlers)
+
+    def __call__(self, effect: Effect) -> Any:
+        """Perform one effect."""
+        match effect:
+            case Call():
+                return self.call(effect)
+            case Emit():
+                return self.emit(effect.event)
+            case Relay(source=Call() as call):
+                return self.call(call)
+            case Relay(source=answer):
+                return answer
+            case Judge():
+                return self.judge(effect)
+            case CallMany():
+                return self.many(effect)
+            case Sleep():
+                return time.sleep(effect.seconds)
+            case Compute():
+                return effect.function()
+            case Race():
+                return self.race(effect)
+            case Await():
+                _close(effect.awaitable)
+                raise ConfigurationError(
+                    f"policy {effect.owner!r} is async; call the cascade with its async "
+                    "methods (ainvoke, astream, achat, ...)"
+                )
+        raise TypeError(f"unknown effect {effect!r}")
+
+    def many(self, effect: CallMany) -> list[Answer | Exception]:
+        """Ask several times in threads, each in a copy of the caller's context."""
+        if len(effect.calls) == 1:
+            return [_caught(lambda: self(effect.calls[0]))]
+        with ThreadPoolExecutor(max_workers=min(8, len(effect.calls))) as pool:
+            futures = [
+                pool.submit(contextvars.copy_context().run, _caught, _bound(self, call))
+                for call in effect.calls
+            ]
+            return [future.result() for future in futures]
+
+    def race(self, effect: Race) -> tuple[int, Answer, float]:
+        """Run two calls, the second one later; the first success wins.
+
+        A sync call cannot be cancelled: the loser runs to its end and is dropped.
+        """
+        begun = time.perf_counter()
+        pool = ThreadPoolExecutor(max_workers=2)
+        try:
+            running: dict[Future[Any], int] = {}
+            for index, call in enumerate((effect.first, effect.second)):
+                run = contextvars.copy_context().run
+                running[pool.submit(run, self.call, call)] = index
+                done, _ = wait(
+                    running, effect.after_s if index == 0 else None, return_when=FIRST_COMPLETED
+                )
+                for future in done:
+                    won = running.pop(future)
+                    if future.exception() is None:
+                        return won, future.result(), time.perf_counter() - begun
+                    failure = future.exception()
+            if running:
+                future, won = next(iter(running.items()))
+                return won, future.result(), time.perf_counter() - begun
+            raise failure  # type: ignore[misc]
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+class AsyncPerformer:
+    """Performs effects asynchronously; subclasses implement `call` and `judge`."""
+
+    def __init__(self, handlers: Sequence[Handler] = ()) -> None:
+        self.handlers = tuple(handlers)
+
+    async def call(self, effect: Call) -> Answer:
+        """Ask a tier."""
+        raise NotImplementedError
+
+    async def judge(self, effect: Judge) -> Answer:
+        """Ask a model a plain-text question."""
+        raise NotImplementedError
+
+    def emit(self, event: Any) -> Any:
+        """Tell handlers; may return an awaitable."""
+        dispatch(event, self.handlers)
+
+    async def __call__(self, effect: Effect) -> Any:
+        """Perform one effect."""
+        match effect:
+            case Call():
+                return await self.call(effect)
+            case Emit():
+                told = self.emit(effect.event)
+                return None if told is None else await told
+            case Relay(source=Call() as call):
+                return await self.call(call)
+            case Relay(source=answer):
+                return answer
+            case Judge():
+                return await self.judge(effect)
+            case CallMany():
+                calls = (self._caught(call) for call in effect.calls)
+                return list(await asyncio.gather(*calls))
+            case Sleep():
+                return await asyncio.sleep(effect.seconds)
+            case Compute():
+                return await asyncio.to_thread(effect.function)
+            case Race():
+                return await self.race(effect)
+            case Await():
+                return await effect.awaitable
+        raise TypeError(f"unknown effect {effect!r}")
+
+    async def _caught(self, effect: Call | Judge) -> Answer | Exception:
+        try:
+            return await self(effect)  # type: ignore[no-any-return]
+        except Exception as error:
+            return error
+
+    async def race(self, effect: Race) -> tuple[int, Answer, float]:
+        """Run two calls, the second one later; the first success wins, the other is cancelled."""
+        begun = time.perf_counter()
+        running: dict[asyncio.Task[Answer], int] = {}
+        failure: BaseException | None = None
+        try:
+            for index, call in enumerate((effect.first, effect.second)):
+                running[asyncio.create_task(self.call(call))] = index
+                while running:
+                    done, _ = await asyncio.wait(
+                        running,
+                        timeout=effect.after_s if index == 0 else None,
+                        return_when=asyncio.FIRST_COMPLETED,
+                    )
+                    for task in done:
+                        won = running.pop(task)
+                        failure = task.exception()
+                        if failure is None:
+                            return won, task.result(), time.perf_counter() - begun
+                    if index == 0:
+                        break
+            assert failure is not None
+            raise failure
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
+
+
+def advance(
+    plan: Plan[T],
+    perform: Callable[[Effect], Any],
+    *,
+    send: Any = None,
+    throw: Exception | None = None,
+) -> Relay | Done[T]:
+    """Run a plan up to its next `Relay` or its end.
+
+    Args:
+        plan: The plan, fresh or stopped at a `Relay`.
+        perform: Performs the other effects.
+        send: Result of the `Relay` it stopped at.
+        throw: What the `Relay` raised instead.
+    """
+    result, error = send, throw
+    while True:
+        try:
+            effect = plan.throw(error) if error is not None else plan.send(result)
+        except StopIteration as stop:
+            return Done(stop.value)
+        error = None
+        if isinstance(effect, Relay):
+            return effect
+        try:
+            result = perform(effect)
+        except Exception as raised:
+            error = raised
+
+
+def drive(plan: Plan[T], perform: Callable[[Effect], Any]) -> T:
+    """Run a plan to its end."""
+    result: Any = None
+    error: Exception | None = None
+    try:
+        while True:
+            effect = plan.throw(error) if error is not None else plan.send(result)
+            error = None
+            try:
+                result = perform(effect)
+            except Exception as raised:
+                error = raised
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+    finally:
+        plan.close()
+
+
+async def aadvance(
+    plan: Plan[T],
+    perform: Callable[[Effect], Any],
+    *,
+    send: Any = None,
+    throw: Exception | None = None,
+) -> Relay | Done[T]:
+    """Async twin of `advance`."""
+    result, error = send, throw
+    while True:
+        try:
+            effect = plan.throw(error) if error is not None else plan.send(result)
+        except StopIteration as stop:
+            return Done(stop.value)
+        error = None
+        if isinstance(effect, Relay):
+            return effect
+        try:
+            result = await perform(effect)
+        except Exception as raised:
+            error = raised
+
+
+async def adrive(plan: Plan[T], perform: Callable[[Effect], Any]) -> T:
+    """Async twin of `drive`."""
+    result: Any = None
+    error: Exception | None = None
+    try:
+        while True:
+            effect = plan.throw(error) if error is not None else plan.send(result)
+            error = None
+            try:
+                result = await perform(effect)
+            except Exception as raised:
+                error = raised
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+    finally:
+        plan.close()
+
+
+class LocalPerformer(Performer):
+    """Calls tiers that the engine can call itself (`LocalLike`), without a framework."""
+
+    def call(self, effect: Call) -> Answer:
+        """Ask a local tier."""
+        from cascadellm.resilience import with_timeout
+
+        arguments = {**effect.request.kwargs, **effect.tier.kwargs, **effect.kwargs}
+        if effect.request.tools:
+            arguments.setdefault("tools", list(effect.request.tools))
+        model, messages = effect.tier.model, effect.request.native
+        return with_timeout(
+            lambda: model.generate(messages, **arguments),  # type: ignore[no-any-return]
+            effect.tier.timeout_s,
+            effect.tier.label,
+        )
+
+    def judge(self, effect: Judge) -> Answer:
+        """Ask a local judge."""
+        messages = [{"role": "user", "content": effect.prompt}]
+        return effect.tier.model.generate(messages, **effect.kwargs)  # type: ignore[no-any-return]
+
+
+def _bound(perform: Callable[[Any], Any], effect: Effect) -> Callable[[], Any]:
+    return lambda: perform(effect)
+
+
+def _caught(function: Callable[[], Any]) -> Any:
+    try:
+        return function()
+    except Exception as error:
+        return error
+
+
+def _close(awaitable: Any) -> None:
+    if hasattr(awaitable, "close"):
+        awaitable.close()

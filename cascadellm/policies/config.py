@@ -1,0 +1,103 @@
+"""Policies to plain data and back. Loading executes and imports nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+from cascadellm.errors import ConfigurationError
+from cascadellm.policies.base import AllOf, AnyOf, Custom, Not, Policy, config_fields
+from cascadellm.policies.simple import Always, Never
+from cascadellm.policies.threshold import Threshold
+from cascadellm.policies.validity import Valid
+from cascadellm.scores import SCORES, Score, score_from_config
+
+__all__ = ["POLICIES", "policy_from_config", "policy_to_config"]
+
+POLICIES: Mapping[str, type[Policy]] = MappingProxyType(
+    {cls.__name__: cls for cls in (AllOf, Always, AnyOf, Custom, Never, Not, Threshold, Valid)}
+)
+"""Policies that configs may name."""
+
+
+def policy_to_config(policy: Policy) -> dict[str, Any]:
+    """Return plain data for `policy_from_config`; see `Policy.to_config`."""
+    config: dict[str, Any] = {"type": type(policy).__name__}
+    for name in config_fields(policy):
+        config[name] = _encode(getattr(policy, name), f"{type(policy).__name__}.{name}")
+    return config
+
+
+def _encode(value: Any, place: str) -> Any:
+    if isinstance(value, (Policy, Score)):
+        return value.to_config()
+    if value is None or isinstance(value, (bool, int, str)):
+        return value
+    if isinstance(value, float):
+        return value if value - value == 0 else str(value)
+    if isinstance(value, (tuple, list)):
+        return [_encode(item, place) for item in value]
+    if isinstance(value, Mapping):
+        return {str(key): _encode(item, place) for key, item in value.items()}
+    if hasattr(value, "to_config"):
+        return value.to_config()
+    if callable(value) and hasattr(value, "__name__") and value.__name__ != "<lambda>":
+        return {"type": "named", "name": value.__name__}
+    raise ConfigurationError(
+        f"{place} holds {type(value).__name__}, which is no plain data; use a named function "
+        "and hand it to from_config(..., allow={name: function})"
+    )
+
+
+def policy_from_config(
+    config: Mapping[str, Any], *, allow: Mapping[str, Any] | None = None
+) -> Policy:
+    """Build a policy from plain data; see `Policy.from_config`.
+
+    Raises:
+        ConfigurationError: A type or an option is unknown, or a name is not allowed.
+    """
+    value = _decode(config, dict(allow or {}))
+    if not isinstance(value, Policy):
+        raise ConfigurationError(f"the config describes no policy: {config!r}")
+    return value
+
+
+def _decode(value: Any, allow: Mapping[str, Any]) -> Any:
+    if isinstance(value, (list, tuple)):
+        return tuple(_decode(item, allow) for item in value)
+    if not isinstance(value, Mapping):
+        return value
+    if "type" not in value:
+        return {key: _decode(item, allow) for key, item in value.items()}
+    kind = value["type"]
+    if kind == "named":
+        name = value.get("name")
+        if name in allow:
+            return allow[name]
+        raise ConfigurationError(
+            f"the config names {name!r}; pass allow={{{name!r}: ...}} to say what it is"
+        )
+    if kind in SCORES or kind == "quantile_logprob":
+        return score_from_config(value)
+    cls = POLICIES.get(kind) or allow.get(kind) or _token_level(kind)
+    if cls is None:
+        raise ConfigurationError(
+            f"unknown type {kind!r}; known policies: {', '.join(sorted(POLICIES))}"
+        )
+    options = {key: _decode(item, allow) for key, item in value.items() if key != "type"}
+    if "threshold" in options and isinstance(options["threshold"], str):
+        options["threshold"] = float(options["threshold"])
+    try:
+        return cls(**options)
+    except TypeError as error:
+        raise ConfigurationError(f"{kind}: {error}") from error
+
+
+def _token_level(kind: str) -> Any:
+    """Look the token-level policy and its rules up in their own room."""
+    from cascadellm import local
+
+    found = getattr(local, kind, None) or getattr(getattr(local, "rules", None), kind, None)
+    return found if isinstance(found, type) else None
