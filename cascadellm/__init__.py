@@ -17,11 +17,14 @@ from cascadellm.answer import (
     Trace,
     Usage,
 )
+from cascadellm.breaker import Breaker
+from cascadellm.bulkhead import Bulkhead
 from cascadellm.cascade import Cascade, Outcome
 from cascadellm.errors import (
     BudgetExceededError,
     CalibrationError,
     CascadeError,
+    CircuitOpenError,
     ConfigurationError,
     ContextWindowError,
     DeadlineExceededError,
@@ -31,6 +34,8 @@ from cascadellm.errors import (
     NoValidThresholdError,
     OutOfMemoryError,
     ScoreUnavailableError,
+    TierBusyError,
+    TierUnavailableError,
     VocabularyMismatchError,
 )
 from cascadellm.events import JsonlSink, Record, Recorder, record_cascade
@@ -62,10 +67,13 @@ __all__ = [
     "Answer",
     "AnyOf",
     "Attempt",
+    "Breaker",
     "BudgetExceededError",
+    "Bulkhead",
     "CalibrationError",
     "Cascade",
     "CascadeError",
+    "CircuitOpenError",
     "ConfigurationError",
     "ContextWindowError",
     "Custom",
@@ -91,6 +99,8 @@ __all__ = [
     "SideCall",
     "Threshold",
     "Tier",
+    "TierBusyError",
+    "TierUnavailableError",
     "TokenScore",
     "ToolCall",
     "Trace",

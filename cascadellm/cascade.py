@@ -50,8 +50,10 @@ class Cascade:
         tiers: One or more tiers.
         policy: One policy for all boundaries, or one per boundary; a single tier needs none.
         on_tier_error: `escalate` past a tier that raises, or `raise`.
-        on_exhausted: When the last tier fails: `raise` its error, or answer with the `best`
-            (latest) earlier answer.
+        on_exhausted: When the last tier fails or the deadline passes: `raise`, or answer
+            with the `best` (latest) earlier answer.
+        deadline_s: Seconds for the whole call; every tier's and judge's own timeout shrinks
+            to what is left of it.
         clock: Seconds; replaced in tests.
 
     Raises:
@@ -62,6 +64,7 @@ class Cascade:
     policies: tuple[Policy, ...]
     on_tier_error: Literal["escalate", "raise"]
     on_exhausted: Literal["raise", "best"]
+    deadline_s: float | None
     clock: Callable[[], float] = field(repr=False, compare=False)
     units: tuple[Unit, ...] = field(repr=False, compare=False)
     boundaries: tuple[Policy, ...] = field(repr=False, compare=False)
@@ -73,10 +76,15 @@ class Cascade:
         *,
         on_tier_error: Literal["escalate", "raise"] = "escalate",
         on_exhausted: Literal["raise", "best"] = "raise",
+        deadline_s: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         _one_of("on_tier_error", on_tier_error, ("escalate", "raise"))
         _one_of("on_exhausted", on_exhausted, ("raise", "best"))
+        if deadline_s is not None and not 0 < deadline_s < float("inf"):
+            raise ConfigurationError(
+                f"deadline_s must be a positive number of seconds or None, got {deadline_s!r}"
+            )
         ready = named([t if isinstance(t, Tier) else Tier(t) for t in _listed(tiers)])
         for tier in ready:
             retrying(tier.retry)
@@ -87,6 +95,7 @@ class Cascade:
             ("policies", policies),
             ("on_tier_error", on_tier_error),
             ("on_exhausted", on_exhausted),
+            ("deadline_s", deadline_s),
             ("clock", clock),
             ("units", units),
             ("boundaries", boundaries),
@@ -100,6 +109,7 @@ class Cascade:
             policy,
             on_tier_error=self.on_tier_error,
             on_exhausted=self.on_exhausted,
+            deadline_s=self.deadline_s,
             clock=self.clock,
         )
 
@@ -117,7 +127,7 @@ class Cascade:
             pin: Name of the only tier to ask.
             admit: Says which tiers cannot take the request; the last one is always asked.
         """
-        ledger = Ledger(self.clock)
+        ledger = Ledger(self.clock, self.deadline_s)
         units = self.units if pin is None else (self._pinned(pin),)
         try:
             unit, answer = yield from self._climb(request, units, ledger, admit)
@@ -134,6 +144,8 @@ class Cascade:
     ) -> Plan[tuple[Unit, Answer]]:
         place = 0
         while True:
+            if ledger.expired:
+                return (yield from self._exhausted(ledger.too_late(), units, ledger))
             unit, last = units[place], place == len(units) - 1
             policy = None if last else self.boundaries[place]
             if policy is not None:
@@ -172,10 +184,11 @@ class Cascade:
             place = _target(decision, units, place)
 
     def _call(self, unit: Unit, policy: Policy | None, request: Request, ledger: Ledger) -> Call:
+        tier = ledger.limited(unit.tier)
         if policy is None:
-            return Call(unit.index, unit.tier, request)
+            return Call(unit.index, tier, request)
         watch = policy.watch(self._moment(unit, request, None, ledger))
-        return Call(unit.index, unit.tier, request, reads=policy.reads, watch=watch)
+        return Call(unit.index, tier, request, reads=policy.reads, watch=watch)
 
     def _moment(
         self, unit: Unit, request: Request, answer: Answer | None, ledger: Ledger
@@ -248,6 +261,10 @@ class Cascade:
             attempt, answer = earlier[-1]
             shown = yield Relay(answer)
             return next(u for u in units if u.index == attempt.tier), shown
+        if ledger.expired and isinstance(error, TimeoutError):
+            error = ledger.too_late()
+        if not ledger.attempts:
+            raise error
         failed = ledger.attempts[-1]
         error.add_note(f"raised by tier {failed.name!r} (index {failed.tier}) of the cascade")
         for attempt in ledger.attempts[:-1]:

@@ -20,6 +20,7 @@ __all__ = [
     "Compute",
     "Effect",
     "Emit",
+    "Enter",
     "Interrupted",
     "Judge",
     "Plan",
@@ -123,6 +124,19 @@ class Sleep:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Enter:
+    """Wait for a place in a tier's bulkhead. Result: None, holding the place.
+
+    Attributes:
+        tier: The tier; its `bulkhead` is not None.
+        timeout_s: Most seconds to wait, None = no limit.
+    """
+
+    tier: Tier
+    timeout_s: float | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Compute:
     """Run heavy Python code off the event loop. Result: what `function` returns."""
 
@@ -137,7 +151,9 @@ class Await:
     owner: str
 
 
-Effect: TypeAlias = Call | CallMany | Judge | Race | Relay | Emit | Sleep | Compute | Await
+Effect: TypeAlias = (
+    Call | CallMany | Judge | Race | Relay | Emit | Enter | Sleep | Compute | Await
+)
 
 T = TypeVar("T")
 Plan: TypeAlias = Generator[Effect, Any, T]

@@ -8,6 +8,9 @@ CascadeError
  +- ModelError                                 a local model cannot be loaded or cannot run
  |   +- ContextWindowError                     the prompt is longer than the window
  |   +- OutOfMemoryError                       the device ran out of memory
+ +- TierUnavailableError                       a tier was not asked, to spare it
+ |   +- CircuitOpenError                       its breaker is open
+ |   +- TierBusyError                          its bulkhead's queue is full
  +- BudgetExceededError, DeadlineExceededError a limit was met; carry the best earlier answer
  +- CalibrationError                           a threshold cannot be certified
      +- InsufficientDataError                  too few labels
@@ -25,6 +28,7 @@ __all__ = [
     "BudgetExceededError",
     "CalibrationError",
     "CascadeError",
+    "CircuitOpenError",
     "ConfigurationError",
     "ContextWindowError",
     "DeadlineExceededError",
@@ -34,6 +38,8 @@ __all__ = [
     "NoValidThresholdError",
     "OutOfMemoryError",
     "ScoreUnavailableError",
+    "TierBusyError",
+    "TierUnavailableError",
     "VocabularyMismatchError",
 ]
 
@@ -76,6 +82,18 @@ class ContextWindowError(ModelError):
 
 class OutOfMemoryError(ModelError):
     """The device ran out of memory while loading or generating."""
+
+
+class TierUnavailableError(CascadeError):
+    """A tier was not asked; the cascade goes on to the next one."""
+
+
+class CircuitOpenError(TierUnavailableError):
+    """The tier failed repeatedly and its circuit breaker is open."""
+
+
+class TierBusyError(TierUnavailableError):
+    """The tier runs as many calls as its bulkhead allows, and its queue is full."""
 
 
 class _LimitError(CascadeError):

@@ -9,6 +9,7 @@ from typing import Any
 
 from cascadellm.answer import Action, Answer, Attempt, Decision, SideCall, Trace, Usage
 from cascadellm.effects import Call, CallMany, Effect, Judge, Plan
+from cascadellm.errors import DeadlineExceededError
 from cascadellm.resilience import classify, unbilled
 from cascadellm.tier import Tier
 
@@ -35,6 +36,7 @@ class Ledger:
     """Mutable only while its call runs; nothing outlives or shares it."""
 
     clock: Callable[[], float] = time.perf_counter
+    deadline_s: float | None = None
     attempts: list[Attempt] = field(default_factory=list)
     answers: list[Answer | None] = field(default_factory=list)
     started: float = 0.0
@@ -49,6 +51,27 @@ class Ledger:
     def elapsed_s(self) -> float:
         """Time since the call began."""
         return self.clock() - self.started
+
+    @property
+    def expired(self) -> bool:
+        """Whether the call's deadline has passed."""
+        return self.deadline_s is not None and self.elapsed_s >= self.deadline_s
+
+    def too_late(self) -> DeadlineExceededError:
+        """Return the error of a passed deadline, with the best earlier answer."""
+        best = next((answer for answer in reversed(self.answers) if answer is not None), None)
+        return DeadlineExceededError(
+            f"the call did not end within its deadline of {self.deadline_s:g} s; raise "
+            "deadline_s, or set on_exhausted='best' to get the best earlier answer",
+            best,
+        )
+
+    def limited(self, tier: Tier) -> Tier:
+        """Return the tier with its timeout cut to what is left of the deadline."""
+        if self.deadline_s is None:
+            return tier
+        left = max(self.deadline_s - self.elapsed_s, 1e-3)
+        return tier.but(timeout_s=left if tier.timeout_s is None else min(left, tier.timeout_s))
 
     @property
     def cost_usd(self) -> float | None:
@@ -145,6 +168,8 @@ class Ledger:
                 return stop.value
             throw = None
             begun = self.clock()
+            if self.deadline_s is not None and isinstance(effect, (Call, Judge)):
+                effect = replace(effect, tier=self.limited(effect.tier))
             try:
                 result = yield effect
             except Exception as error:

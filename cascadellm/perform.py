@@ -22,6 +22,7 @@ from cascadellm.effects import (
     Compute,
     Effect,
     Emit,
+    Enter,
     Judge,
     Plan,
     Race,
@@ -91,6 +92,8 @@ class Performer:
                 return self.many(effect)
             case Sleep():
                 return time.sleep(effect.seconds)
+            case Enter():
+                return self.enter(effect)
             case Compute():
                 return effect.function()
             case Race():
@@ -102,6 +105,21 @@ class Performer:
                     "methods (ainvoke, astream, achat, ...)"
                 )
         raise TypeError(f"unknown effect {effect!r}")
+
+    def enter(self, effect: Enter) -> None:
+        """Wait for a place in the tier's bulkhead."""
+        bulkhead = effect.tier.bulkhead
+        assert bulkhead is not None
+        ticket = bulkhead.enter(effect.tier.label)
+        if ticket is None:
+            return
+        try:
+            ticket.result(effect.timeout_s)
+        except BaseException as error:
+            bulkhead.cancel(ticket)
+            if isinstance(error, TimeoutError):
+                raise TimeoutError(_queued(effect)) from None
+            raise
 
     def many(self, effect: CallMany) -> list[Answer | Exception]:
         """Ask several times in threads, each in a copy of the caller's context."""
@@ -179,6 +197,8 @@ class AsyncPerformer:
                 return list(await asyncio.gather(*calls))
             case Sleep():
                 return await asyncio.sleep(effect.seconds)
+            case Enter():
+                return await self.enter(effect)
             case Compute():
                 return await asyncio.to_thread(effect.function)
             case Race():
@@ -186,6 +206,23 @@ class AsyncPerformer:
             case Await():
                 return await effect.awaitable
         raise TypeError(f"unknown effect {effect!r}")
+
+    async def enter(self, effect: Enter) -> None:
+        """Wait for a place in the tier's bulkhead without blocking the loop."""
+        bulkhead = effect.tier.bulkhead
+        assert bulkhead is not None
+        ticket = bulkhead.enter(effect.tier.label)
+        if ticket is None:
+            return
+        # shielded: a cancelled waiter must not mark the ticket cancelled before it is given back
+        waiting = asyncio.shield(asyncio.wrap_future(ticket))
+        try:
+            await asyncio.wait_for(waiting, effect.timeout_s)
+        except BaseException as error:
+            bulkhead.cancel(ticket)
+            if isinstance(error, TimeoutError):
+                raise TimeoutError(_queued(effect)) from None
+            raise
 
     async def _caught(self, effect: Call | Judge) -> Answer | Exception:
         try:
@@ -330,8 +367,19 @@ class LocalPerformer(Performer):
 
     def judge(self, effect: Judge) -> Answer:
         """Ask a local judge."""
+        from cascadellm.resilience import with_timeout
+
         messages = [{"role": "user", "content": effect.prompt}]
-        return effect.tier.model.generate(messages, **effect.kwargs)  # type: ignore[no-any-return]
+        arguments = {**effect.tier.kwargs, **effect.kwargs}
+        return with_timeout(
+            lambda: effect.tier.model.generate(messages, **arguments),  # type: ignore[no-any-return]
+            effect.tier.timeout_s,
+            effect.tier.label,
+        )
+
+
+def _queued(effect: Enter) -> str:
+    return f"tier {effect.tier.label!r} had no free place within {effect.timeout_s:g} s"
 
 
 def _bound(perform: Callable[[Any], Any], effect: Effect) -> Callable[[], Any]:

@@ -5,21 +5,25 @@ from __future__ import annotations
 import contextvars
 import sys
 import threading
+import time
 from collections.abc import Callable
+from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import tenacity
 
 from cascadellm.answer import Answer
-from cascadellm.effects import Call, Interrupted, Plan, Relay, Sleep
+from cascadellm.effects import Call, Enter, Interrupted, Plan, Relay, Sleep
 from cascadellm.errors import (
+    CircuitOpenError,
     ConfigurationError,
     ContextWindowError,
     MissingDependencyError,
     OutOfMemoryError,
+    TierBusyError,
 )
 
-__all__ = ["ask", "classify", "retrying", "unbilled", "with_timeout"]
+__all__ = ["ask", "classify", "retry_after", "retrying", "unbilled", "with_timeout"]
 
 T = TypeVar("T")
 
@@ -49,8 +53,9 @@ _BY_WORD = (
     ("validation", "malformed"),
     ("outputparser", "malformed"),
 )
-_FINAL = frozenset({"auth", "configuration", "context_window", "content_policy", "bad_request"})
-_UNBILLED = frozenset({"rate_limit", "auth", "configuration", "not_found", "context_window"})
+_SPARED = frozenset({"circuit_open", "busy"})
+_FINAL = _SPARED | {"auth", "configuration", "context_window", "content_policy", "bad_request"}
+_UNBILLED = _SPARED | {"rate_limit", "auth", "configuration", "not_found", "context_window"}
 
 
 def classify(error: BaseException) -> str:
@@ -58,8 +63,12 @@ def classify(error: BaseException) -> str:
 
     Codes: `rate_limit`, `timeout`, `context_window`, `content_policy`, `auth`,
     `connection`, `out_of_memory`, `malformed`, `bad_request`, `not_found`, `server`,
-    `configuration`, `error`.
+    `configuration`, `circuit_open`, `busy`, `error`.
     """
+    if isinstance(error, CircuitOpenError):
+        return "circuit_open"
+    if isinstance(error, TierBusyError):
+        return "busy"
     if isinstance(error, TimeoutError):
         return "timeout"
     if isinstance(error, ContextWindowError):
@@ -111,7 +120,7 @@ def retrying(setting: Any) -> tenacity.BaseRetrying | None:
     if isinstance(setting, int) and not isinstance(setting, bool) and setting >= 1:
         return tenacity.Retrying(
             stop=tenacity.stop_after_attempt(setting),
-            wait=tenacity.wait_exponential_jitter(initial=0.5, max=20),
+            wait=retry_after(tenacity.wait_exponential(0.5, 20) + tenacity.wait_random(0, 0.5)),
             retry=tenacity.retry_if_exception(_worth_retrying),
             reraise=True,
         )
@@ -120,15 +129,48 @@ def retrying(setting: Any) -> tenacity.BaseRetrying | None:
     )
 
 
+def retry_after(
+    fallback: Callable[[tenacity.RetryCallState], float], *, most_s: float = 60.0
+) -> Callable[[tenacity.RetryCallState], float]:
+    """Return a tenacity wait that honours a provider's `Retry-After` header.
+
+    Args:
+        fallback: The wait where the error carries no such header.
+        most_s: Longest wait that a provider may ask for.
+    """
+
+    def wait(state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome is not None else None
+        asked = _asked_wait(error)
+        return fallback(state) if asked is None else min(asked, most_s)
+
+    return wait
+
+
+def _asked_wait(error: BaseException | None) -> float | None:
+    """Read Retry-After (seconds or an HTTP date) from an error's response."""
+    headers = getattr(getattr(error, "response", None), "headers", None)
+    value = headers.get("retry-after") if hasattr(headers, "get") else None
+    if value is None:
+        return None
+    try:
+        return max(0.0, float(value))
+    except ValueError:
+        pass
+    try:
+        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None
+
+
 def ask(call: Call, *, live: bool) -> Plan[Answer]:
     """Ask a tier with its retries; `live` shows the answer while it grows.
 
     The only retry loop: sync and async drivers share it, and waiting is an effect.
     """
-    effect = Relay(call) if live else call
     policy = retrying(call.tier.retry)
     if policy is None:
-        return (yield effect)
+        return (yield from _once(call, live))
     own = policy.copy(reraise=True)
     own.begin()
     state = tenacity.RetryCallState(own, None, (), {})
@@ -136,7 +178,7 @@ def ask(call: Call, *, live: bool) -> Plan[Answer]:
         step = own.iter(retry_state=state)
         if isinstance(step, tenacity.DoAttempt):
             try:
-                answer = yield effect
+                answer = yield from _once(call, live)
             except Interrupted:
                 raise
             except Exception:
@@ -148,6 +190,39 @@ def ask(call: Call, *, live: bool) -> Plan[Answer]:
             yield Sleep(float(step))
         else:
             return step
+
+
+def _once(call: Call, live: bool) -> Plan[Answer]:
+    """Ask once, inside the tier's bulkhead and breaker."""
+    breaker, bulkhead = call.tier.breaker, call.tier.bulkhead
+    effect = Relay(call) if live else call
+    if breaker is None and bulkhead is None:
+        return (yield effect)
+    if breaker is not None:
+        breaker.enter(call.tier.label)
+    ended = False
+    try:
+        if bulkhead is not None:
+            yield Enter(call.tier, call.tier.timeout_s)
+        try:
+            answer: Answer = yield effect
+        finally:
+            if bulkhead is not None:
+                bulkhead.leave()
+        ended = True
+        if breaker is not None:
+            breaker.leave(None)
+        return answer
+    except Exception as error:
+        ended = True
+        if breaker is not None:
+            cause = error.cause if isinstance(error, Interrupted) else error
+            breaker.leave(classify(cause))
+        raise
+    finally:
+        # a cancelled or abandoned call says nothing about the tier's health
+        if breaker is not None and not ended:
+            breaker.abandon()
 
 
 def with_timeout(function: Callable[[], T], timeout_s: float | None, name: str) -> T:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Protocol, runtime_checkable
 
 from cascadellm.answer import Answer, Piece, Usage
+from cascadellm.breaker import Breaker
+from cascadellm.bulkhead import Bulkhead
 from cascadellm.errors import ConfigurationError
 
 __all__ = ["LocalLike", "Price", "Tier", "named"]
@@ -91,6 +93,8 @@ class Tier:
             `Retrying` object; None = one attempt.
         timeout_s: Seconds after which the tier counts as failed.
         kwargs: Extra call arguments for this tier only.
+        breaker: A `Breaker` that spares a tier which keeps failing.
+        bulkhead: A `Bulkhead` that bounds how many calls run at once.
 
     Raises:
         ConfigurationError: A name is empty, or a number is out of range.
@@ -102,6 +106,8 @@ class Tier:
     retry: Any
     timeout_s: float | None
     kwargs: Mapping[str, Any] = field(repr=False)
+    breaker: Breaker | None = field(repr=False)
+    bulkhead: Bulkhead | None = field(repr=False)
 
     def __init__(
         self,
@@ -112,6 +118,8 @@ class Tier:
         retry: Any = None,
         timeout_s: float | None = None,
         kwargs: Mapping[str, Any] | None = None,
+        breaker: Breaker | None = None,
+        bulkhead: Bulkhead | None = None,
     ) -> None:
         if model is None:
             raise ConfigurationError("Tier(model) expects a model or its name, got None")
@@ -125,6 +133,8 @@ class Tier:
             raise ConfigurationError(
                 f"timeout_s must be a positive number of seconds or None, got {timeout_s!r}"
             )
+        _expect("breaker", breaker, Breaker)
+        _expect("bulkhead", bulkhead, Bulkhead)
         for key, value in (
             ("model", model),
             ("name", name),
@@ -132,8 +142,15 @@ class Tier:
             ("retry", retry),
             ("timeout_s", timeout_s),
             ("kwargs", dict(kwargs or {})),
+            ("breaker", breaker),
+            ("bulkhead", bulkhead),
         ):
             object.__setattr__(self, key, value)
+
+    def but(self, **changes: Any) -> Tier:
+        """Return a copy with some settings changed."""
+        settings = {f.name: getattr(self, f.name) for f in fields(self)} | changes
+        return Tier(settings.pop("model"), **settings)
 
     @property
     def label(self) -> str:
@@ -187,17 +204,11 @@ def named(tiers: Sequence[Tier]) -> tuple[Tier, ...]:
                 count += 1
                 name = f"{base}-{count}"
             taken.add(name)
-            tier = _rename(tier, name)
+            tier = tier.but(name=name)
         result.append(tier)
     return tuple(result)
 
 
-def _rename(tier: Tier, name: str) -> Tier:
-    return Tier(
-        tier.model,
-        name=name,
-        price=tier.price,
-        retry=tier.retry,
-        timeout_s=tier.timeout_s,
-        kwargs=tier.kwargs,
-    )
+def _expect(name: str, value: Any, kind: type) -> None:
+    if value is not None and not isinstance(value, kind):
+        raise ConfigurationError(f"{name} must be a {kind.__name__} or None, got {value!r}")
