@@ -1,0 +1,102 @@
+"""Thresholds with a statistical guarantee, and the records they are computed from.
+
+Names are loaded on first use, for two reasons: a saved `Calibration` must be readable
+where numpy is absent (`cascadellm.calibration.result` imports the standard library only),
+and the parts that need numpy, scipy or scikit-learn then name the extra to install.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from cascadellm.errors import (
+    CalibrationError,
+    InsufficientDataError,
+    MissingDependencyError,
+    NoValidThresholdError,
+)
+
+if TYPE_CHECKING:
+    from cascadellm.calibration.adaptive import AdaptiveThreshold
+    from cascadellm.calibration.boundaries import calibrate_cascade, search_cascade
+    from cascadellm.calibration.budget import calibrate_budget
+    from cascadellm.calibration.collect import Collected, Question, collect_records
+    from cascadellm.calibration.features import LearnedScore
+    from cascadellm.calibration.fit import fit_learned_score
+    from cascadellm.calibration.monitor import DriftDetected, DriftMonitor
+    from cascadellm.calibration.probability import CalibratedScore, ScoreMap
+    from cascadellm.calibration.records import CalibrationRecord, CalibrationRecords
+    from cascadellm.calibration.result import Calibration
+    from cascadellm.calibration.risks import Risk, calibrate_risks
+    from cascadellm.calibration.score_maps import Reliability, fit_score_map, reliability
+    from cascadellm.calibration.threshold import calibrate_threshold
+
+__all__ = [
+    "AdaptiveThreshold",
+    "CalibratedScore",
+    "Calibration",
+    "CalibrationError",
+    "CalibrationRecord",
+    "CalibrationRecords",
+    "Collected",
+    "DriftDetected",
+    "DriftMonitor",
+    "InsufficientDataError",
+    "LearnedScore",
+    "NoValidThresholdError",
+    "Question",
+    "Reliability",
+    "Risk",
+    "ScoreMap",
+    "calibrate_budget",
+    "calibrate_cascade",
+    "calibrate_risks",
+    "calibrate_threshold",
+    "collect_records",
+    "fit_learned_score",
+    "fit_score_map",
+    "reliability",
+    "search_cascade",
+]
+
+_HOME = {
+    "AdaptiveThreshold": "adaptive",
+    "CalibratedScore": "probability",
+    "Calibration": "result",
+    "CalibrationRecord": "records",
+    "CalibrationRecords": "records",
+    "Collected": "collect",
+    "DriftDetected": "monitor",
+    "DriftMonitor": "monitor",
+    "LearnedScore": "features",
+    "Question": "collect",
+    "Reliability": "score_maps",
+    "Risk": "risks",
+    "ScoreMap": "probability",
+    "calibrate_budget": "budget",
+    "calibrate_cascade": "boundaries",
+    "calibrate_risks": "risks",
+    "calibrate_threshold": "threshold",
+    "collect_records": "collect",
+    "fit_learned_score": "fit",
+    "fit_score_map": "score_maps",
+    "reliability": "score_maps",
+    "search_cascade": "boundaries",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    try:
+        module = importlib.import_module(f"{__name__}.{_HOME[name]}")
+    except ModuleNotFoundError as error:
+        if error.name and error.name.split(".")[0] in ("numpy", "scipy", "sklearn"):
+            raise MissingDependencyError.for_extra(error.name, "calibrate") from error
+        raise
+    return getattr(module, name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
