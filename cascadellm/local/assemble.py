@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 from cascadellm.answer import Answer, Part, Piece, TokenScore, Usage
@@ -50,6 +51,7 @@ class TextAssembler:
         eos_ids: Tokens that end the answer.
         stop: Strings that end the answer; a special token's text counts as that token.
         sections: How the text is split; by default everything is answer or `<think>` block.
+        special: Whether the sections read special tokens too (a tokenizer's own template).
     """
 
     def __init__(
@@ -59,13 +61,15 @@ class TextAssembler:
         eos_ids: Collection[int],
         stop: Sequence[str] = (),
         sections: Sections | None = None,
+        special: bool = False,
     ) -> None:
-        special = {text: found for text in stop if (found := table.id_of(text)) is not None}
+        ending = {text: found for text in stop if (found := table.id_of(text)) is not None}
         self._table = table
-        self._eos_ids = frozenset(eos_ids) | frozenset(special.values())
+        self._eos_ids = frozenset(eos_ids) | frozenset(ending.values())
+        self._silent = frozenset() if special else table.hidden | self._eos_ids
         self._decoder = table.decoder()
-        self._stop = StopStrings([text for text in stop if text not in special])
-        self._eager = len(special) < len(stop)
+        self._stop = StopStrings([text for text in stop if text not in ending])
+        self._eager = len(ending) < len(stop)
         self._sections = sections if sections is not None else TagSections(tools=False)
         self._writer = _Writer()
         self._sources: list[str | None] = []
@@ -133,10 +137,9 @@ class TextAssembler:
 
     def _read(self) -> None:
         """Turn the tokens not read yet into text and pass on what is certain."""
-        hidden = self._table.hidden | self._eos_ids
         safe = []
         for token_id in self.token_ids[len(self._ends) :]:
-            text = "" if token_id in hidden else self._decoder.feed(token_id)
+            text = "" if token_id in self._silent else self._decoder.feed(token_id)
             self._raw_length += len(text)
             self._ends.append(self._raw_length)
             safe.append(self._stop.feed(text))
@@ -225,27 +228,43 @@ class _Writer:
         self._space = ""
 
     def parts(self, ends: Sequence[int]) -> list[Part]:
-        """Return the part of each token, given where its text ends in the raw text."""
+        """Return the part of each token, given where its text ends in the raw text.
+
+        A token without text of its own (the first bytes of a character) belongs where
+        the next character does.
+        """
         found: list[Part] = []
-        for start, end in _ranges(ends):
-            touched = [s.part for s in self._touched(start, max(end, start + 1))]
+        for _, _, segments in self._walk(ends):
+            touched = {segment.part for segment in segments}
             found.append(next((part for part in _RANK if part in touched), "other"))
         return found
 
     def shown(self, ends: Sequence[int]) -> list[tuple[int, int]]:
         """Return which characters of the answer each token wrote."""
         result = []
-        for start, end in _ranges(ends):
+        for start, end, segments in self._walk(ends):
             spans = [
                 (s.shown + max(start, s.start) - s.start, s.shown + min(end, s.end) - s.start)
-                for s in self._touched(start, end)
-                if s.shown is not None
+                for s in segments
+                if s.shown is not None and start < end
             ]
             result.append((spans[0][0], spans[-1][1]) if spans else (0, 0))
         return result
 
-    def _touched(self, start: int, end: int) -> list[_Segment]:
-        return [s for s in self._segments if s.start < end and s.end > start]
+    def _walk(self, ends: Sequence[int]) -> Iterator[tuple[int, int, list[_Segment]]]:
+        """Yield each token's range in the raw text with the segments that it touches."""
+        first = start = 0
+        for end in ends:
+            last = max(end, start + 1)
+            while first < len(self._segments) and self._segments[first].end <= start:
+                first += 1
+            touched = []
+            for segment in islice(self._segments, first, None):
+                if segment.start >= last:
+                    break
+                touched.append(segment)
+            yield start, end, touched
+            start = end
 
     def _turn(self, part: Part) -> None:
         """Leave a part: the space before a block and after it belongs to neither side."""
@@ -281,7 +300,3 @@ class _Writer:
 
 
 _RANK: tuple[Part, ...] = ("arguments", "answer", "reasoning")
-
-
-def _ranges(ends: Sequence[int]) -> list[tuple[int, int]]:
-    return list(zip([0, *ends[:-1]], ends, strict=True)) if ends else []

@@ -36,7 +36,7 @@ def processors(settings: Settings, device: torch.device | str | None = None) -> 
         return chain
     if settings.temperature != 1.0:
         chain.append(TemperatureLogitsWarper(float(settings.temperature)))
-    if settings.top_k is not None:
+    if settings.top_k:
         chain.append(TopKLogitsWarper(settings.top_k))
     if settings.top_p is not None and settings.top_p < 1.0:
         chain.append(TopPLogitsWarper(float(settings.top_p)))

@@ -17,6 +17,7 @@ TAGS = (_THINK, _THINK_END, _CALL, _CALL_END)
 """Tags of the Hermes/Qwen form; part of the text even where a tokenizer calls them special."""
 
 Chunk = tuple[Part, str]
+_OPENS: dict[str, Part] = {_THINK: "reasoning", _CALL: "arguments"}
 
 
 class Sections(Protocol):
@@ -137,7 +138,7 @@ class TagSections:
     def _turn(self, tag: str) -> None:
         if tag == _CALL_END:
             self._close_call()
-        self._mode = {_THINK: "reasoning", _CALL: "arguments"}.get(tag, "answer")  # type: ignore[assignment]
+        self._mode = _OPENS.get(tag, "answer")
         self._fresh = True
 
     def _emit(self, chunks: list[Chunk], text: str) -> None:

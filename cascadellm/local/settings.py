@@ -18,9 +18,9 @@ class Settings:
 
     Attributes:
         temperature: 0 = greedy; above 0 = sampling at that temperature.
-        top_k: Sample from the k likeliest tokens; None = off.
-        top_p: Sample from the smallest set with this probability mass; None = off.
-        repetition_penalty: Divides the score of tokens already seen; None = off.
+        top_k: Sample from the k likeliest tokens; 0 = off, None = the checkpoint's own or off.
+        top_p: Sample from the smallest set with this probability mass; 1 = off, None as above.
+        repetition_penalty: Divides the score of tokens already seen; 1 = off, None as above.
         max_new_tokens: Most tokens to write; None = all that fit the context window.
         stop: Strings that end the answer; they are not part of it.
         seed: Seed of this call's own random stream; None = a fresh one.
@@ -48,7 +48,7 @@ class Settings:
         _check(
             "repetition_penalty", self.repetition_penalty, _number, lambda v: v > 0, "> 0 or None"
         )
-        _check("top_k", self.top_k, _whole, lambda v: v >= 1, ">= 1 or None")
+        _check("top_k", self.top_k, _whole, lambda v: v >= 0, ">= 0 (0 is off) or None")
         _check("max_new_tokens", self.max_new_tokens, _whole, lambda v: v >= 1, ">= 1 or None")
         _check("top_logprobs", self.top_logprobs, _whole, lambda v: v >= 0, ">= 0")
         _check("seed", self.seed, _whole, lambda v: abs(v) < 2**63, "below 2**63 or None")
