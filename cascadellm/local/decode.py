@@ -1,0 +1,241 @@
+"""The loop draft -> verify -> accept -> roll back, for any rule and any pair of lanes.
+
+One round drafts gamma tokens, scores them with one target call, keeps a prefix and writes
+one more token. p = target, q = draft, pi = target distribution. Every emitted token follows
+pi given what stands before it, for every gamma.
+
+Source: arXiv 2405.19261, algorithm 5; the token after a fully accepted block is drafted and
+tested once more, because its law is pi, not the target's row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from cascadellm.local.rows import Shaper, check_finite
+from cascadellm.local.rule_base import Rule
+from cascadellm.local.streams import Choices
+from cascadellm.local.verify import (
+    acceptance_ratios,
+    block_residual,
+    block_thresholds,
+    leading,
+    residual,
+)
+
+__all__ = ["Decoder", "Lane", "Round"]
+
+
+class Lane(Protocol):
+    """One model with its key/value cache over the shared sequence of tokens."""
+
+    @property
+    def length(self) -> int:
+        """Number of tokens whose keys and values are cached."""
+
+    def forward(self, tokens: Sequence[int], keep: int) -> Tensor:
+        """Append tokens and return the logits after each of the last `keep`. (keep, vocab)."""
+
+    def rollback(self, length: int) -> None:
+        """Forget everything after the first `length` tokens."""
+
+
+@dataclass(slots=True)
+class Round:
+    """What one round emitted.
+
+    Attributes:
+        tokens: Emitted tokens: kept drafts, then the one that the last test decided.
+        kept: How many of them the draft wrote.
+        tested: How many drafts were tested before the first rejection, that one included.
+        drafted: How many tokens were drafted.
+        draft_steps: Forward passes of the draft.
+        draft_rows: Its logits, one (1, vocab) row per drafted position.
+        target_rows: Target logits at the same positions and one after. (drafted + 1, vocab).
+    """
+
+    tokens: list[int]
+    kept: int
+    tested: int
+    drafted: int
+    draft_steps: int
+    draft_rows: list[Tensor]
+    target_rows: Tensor
+
+
+@dataclass(slots=True)
+class _Block:
+    """A drafted block: its tokens, their raw rows, and the laws they were sampled from."""
+
+    tokens: list[int]
+    rows: list[Tensor]
+    laws: list[Tensor]
+
+
+class Decoder:
+    """Draft-verify rounds over two lanes.
+
+    Args:
+        draft: Lane of the small model.
+        target: Lane of the large model.
+        rule: The deferral rule.
+        shaper: Processors for the rows of both models.
+        choices: Source of the random choices.
+        prompt: Tokens that stand before the answer (for a seq2seq lane: the start token).
+        eos_ids: Tokens after which nothing is drafted.
+        block: Whether to verify whole blocks instead of single tokens.
+    """
+
+    def __init__(
+        self,
+        draft: Lane,
+        target: Lane,
+        rule: Rule,
+        shaper: Shaper,
+        choices: Choices,
+        *,
+        prompt: Sequence[int],
+        eos_ids: Collection[int] = (),
+        block: bool = False,
+    ) -> None:
+        self._draft_lane = draft
+        self._target_lane = target
+        self._rule = rule.greedy_form if shaper.greedy else rule
+        self._shaper = shaper
+        self._choices = choices
+        self._eos_ids = frozenset(eos_ids)
+        self._block = block and not shaper.greedy
+        self._start = len(prompt)
+        self.tokens = list(prompt)
+
+    @torch.inference_mode()
+    def round(self, gamma: int) -> Round:
+        """Run one round and roll both caches back to what was emitted.
+
+        Args:
+            gamma: Tokens to draft; fewer are drafted when an end token is. 0 writes a single
+                token.
+
+        Raises:
+            ModelError: A row holds NaN; the answer stays as it was before the round.
+        """
+        base = len(self.tokens)
+        text = list(self.tokens)
+        block = self._draft(gamma, text)
+        new = text[self._target_lane.length :]
+        target_rows = self._target_lane.forward(new, len(block.tokens) + 1)
+        if self._rule.lossless and self._shaper.greedy:
+            found = self._match(block, target_rows, text, base)
+        else:
+            found = self._judge(block, target_rows, text, base)
+        self.tokens.extend(found.tokens)
+        for lane in (self._draft_lane, self._target_lane):
+            lane.rollback(min(lane.length, len(self.tokens) - 1))
+        return found
+
+    def _draft(self, gamma: int, text: list[int]) -> _Block:
+        """Draft up to gamma tokens and append them to the text."""
+        block = _Block([], [], [])
+        for _ in range(gamma):
+            if self._propose(block, text) in self._eos_ids:
+                break
+        return block
+
+    def _propose(self, block: _Block, text: list[int]) -> int:
+        """Draft the next token of the text."""
+        row = self._draft_lane.forward(text[self._draft_lane.length :], 1)
+        shaped = self._shaper.processed(row, text, len(text))
+        best, likeliest = shaped.max(-1)
+        check_finite(best.tolist(), "draft", len(text) - self._start)
+        if self._shaper.greedy:
+            token = int(likeliest)
+        else:
+            law = shaped.softmax(-1)
+            block.laws.append(law)
+            token = self._choices.draft(law[0])
+        block.rows.append(row)
+        block.tokens.append(token)
+        text.append(token)
+        return token
+
+    def _match(self, block: _Block, target_rows: Tensor, text: list[int], base: int) -> Round:
+        """Lossless at temperature 0: keep what the target would have written itself."""
+        drafts = block.tokens
+        best, tokens = self._shaper.processed(target_rows, text, base).max(-1)
+        check_finite(best.tolist(), "target", base - self._start)
+        own = tokens.tolist()
+        kept = leading([mine == theirs for mine, theirs in zip(drafts, own, strict=False)])
+        emitted = drafts if self._finished(drafts, kept) else own[: kept + 1]
+        count = len(drafts)
+        return Round(emitted, kept, min(kept + 1, count), count, count, block.rows, target_rows)
+
+    def _judge(self, block: _Block, target_rows: Tensor, text: list[int], base: int) -> Round:
+        """Test the drafts against pi and write one more token."""
+        check_finite(target_rows.amax(-1).tolist(), "target", base - self._start)
+        scaled_p = self._shaper.scaled(target_rows, text, base)
+        count = len(block.tokens)
+        kept, written = 0, None
+        if count:
+            rows = torch.cat(block.rows)
+            scaled_q = torch.cat(block.laws) if block.laws else self._shaper.scaled(rows, text, base)
+            pi = self._target(rows, target_rows[:count], scaled_q, scaled_p[:count])
+            kept, law = self._accept(block.tokens, pi, scaled_q)
+            written = None if law is None else self._choices.residual(law)
+        tested = min(kept + 1, count)
+        if written is None and not self._finished(block.tokens, kept):
+            if self._rule.lossless:
+                written = self._choices.residual(scaled_p[count])
+            else:
+                written = self._bonus(block, target_rows[count:], scaled_p[count:], text)
+                tested, kept = tested + 1, kept + (written is None)
+        emitted = block.tokens[:kept] if written is None else [*block.tokens[:kept], written]
+        drafted = len(block.tokens)
+        return Round(emitted, kept, tested, drafted, drafted, block.rows, target_rows)
+
+    def _bonus(self, block: _Block, p_row: Tensor, scaled_p: Tensor, text: list[int]) -> int | None:
+        """After a fully accepted block: draft one more token and test it against the known p.
+
+        The next law is rule(q, p); the target's own row would be wrong there. Returns the
+        token to write in its place, None if it passed.
+        """
+        token = self._propose(block, text)
+        row = block.rows[-1]
+        q = block.laws[-1] if block.laws else self._shaper.scaled(row, text, len(text) - 1)
+        pi = self._target(row, p_row, q, scaled_p)
+        if self._choices.accept(acceptance_ratios(torch.tensor([token], device=row.device), pi, q)):
+            return None
+        return self._choices.residual(residual(pi, q)[0])
+
+    def _target(self, q_rows: Tensor, p_rows: Tensor, scaled_q: Tensor, scaled_p: Tensor) -> Tensor:
+        """Return pi: the unscaled rows decide, the scaled rows are mixed."""
+        if self._rule.lossless:
+            return scaled_p
+        if self._shaper.plain:
+            return self._rule.target_distribution(scaled_q, scaled_p)
+        return self._rule.target_distribution(
+            q_rows.softmax(-1), p_rows.softmax(-1), draft_scaled=scaled_q, target_scaled=scaled_p
+        )
+
+    def _accept(self, drafts: list[int], pi: Tensor, q: Tensor) -> tuple[int, Tensor | None]:
+        """Return how many drafts are kept and, unless all are, the law of the next token."""
+        ratios = acceptance_ratios(torch.tensor(drafts, device=q.device), pi, q)
+        weights: Tensor | None = None
+        if self._block:
+            thresholds, weights = block_thresholds(ratios, pi, q)
+            kept = self._choices.accept_block(thresholds)
+        else:
+            kept = self._choices.accept(ratios)
+        if kept == len(drafts):
+            return kept, None
+        if weights is None:
+            return kept, residual(pi[kept], q[kept])
+        return kept, block_residual(weights[kept], pi[kept], q[kept])
+
+    def _finished(self, drafts: list[int], kept: int) -> bool:
+        """Whether all drafts were kept and the last one ends the answer."""
+        return bool(drafts) and kept == len(drafts) and drafts[-1] in self._eos_ids
