@@ -187,7 +187,9 @@ class Cascade:
         tier = ledger.limited(unit.tier)
         if policy is None:
             return Call(unit.index, tier, request)
-        watch = policy.watch(self._moment(unit, request, None, ledger))
+        watch = None
+        if type(policy).watch is not Policy.watch:
+            watch = policy.watch(self._moment(unit, request, None, ledger))
         return Call(unit.index, tier, request, reads=policy.reads, watch=watch)
 
     def _moment(
