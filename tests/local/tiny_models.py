@@ -112,6 +112,7 @@ def tiny_llama(
     window: int = 512,
     chat: bool = True,
     extra: tuple[str, ...] = (),
+    sharp: bool = True,
 ) -> str:
     """Save a random Llama model with its tokenizer and return the folder.
 
@@ -124,6 +125,7 @@ def tiny_llama(
         window: Context window in tokens.
         chat: Whether the tokenizer has a chat template.
         extra: Words that are one token each.
+        sharp: Whether the laws are far from uniform (entropy about half the greatest).
     """
     tokenizer = tiny_tokenizer(extra, CHATML if chat else None)
     config = LlamaConfig(
@@ -139,7 +141,8 @@ def tiny_llama(
         pad_token_id=tokenizer.pad_token_id,
         bos_token_id=None,
     )
-    return _save(LlamaForCausalLM, config, tokenizer, folder, seed, (25.0, 12.0))
+    scale = (25.0, 12.0) if sharp else (4.0, 4.0)
+    return _save(LlamaForCausalLM, config, tokenizer, folder, seed, scale)
 
 
 def tiny_qwen2(folder: Path, *, layers: int = 2, seed: int = 0, window: int = 512) -> str:
@@ -189,7 +192,7 @@ def script_model(folder: Path, text: str, *, extra: tuple[str, ...] = ()) -> str
         text: What it writes, followed by the end-of-turn token; tags are single tokens.
         extra: Words that are one token each.
     """
-    path = tiny_llama(folder, layers=1, width=64, seed=1, extra=extra)
+    path = tiny_llama(folder, layers=2, width=64, seed=1, extra=extra, sharp=False)
     tokenizer = tiny_tokenizer(extra)
     model = LlamaForCausalLM.from_pretrained(path)
     answer = tokenizer(text, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
