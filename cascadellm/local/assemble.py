@@ -191,9 +191,8 @@ class TextAssembler:
         for (start, end), source in zip(ranges, self._sources, strict=True):
             if start == end or source is None:
                 continue
-            if spans and spans[-1][2] == source and spans[-1][1] == start:
-                start = spans.pop()[0]
-            spans.append((start, end, source))
+            joins = spans and spans[-1][1:] == (start, source)
+            spans.append((spans.pop()[0] if joins else start, end, source))
         return tuple(spans)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -182,10 +183,8 @@ def _tool_call(call: Any, place: int) -> dict[str, Any]:
         )
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
-        try:
+        # a malformed call in the history is shown to the model as it was written
+        with contextlib.suppress(ValueError):
             arguments = json.loads(arguments or "{}")
-        except ValueError:
-            # a malformed call in the history is shown to the model as it was written
-            pass
     plain = {"name": function["name"], "arguments": {} if arguments is None else arguments}
     return {"id": call.get("id", ""), "type": "function", "function": plain}

@@ -82,7 +82,7 @@ class Decoding:
         rows = self._rows()
         scaled = rows
         if self._seen is not None:
-            scaled = self._processors(self._seen.view(), rows)
+            scaled = self._processors(self._seen.view(), rows)  # type: ignore[arg-type]
         tokens = choose(scaled, [self._streams[owner] for owner in self._live])
         if self._scores is not None:
             self._scores.add(rows, tokens, self._live)

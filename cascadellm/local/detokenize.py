@@ -39,7 +39,7 @@ class TokenTable:
         self._byte_level = _is_byte_level(tokenizer)
         self._texts: dict[int, str] = {}
         self._bytes: dict[int, bytes] = {}
-        self._added = {i: str(t) for i, t in tokenizer.added_tokens_decoder.items()}
+        self._added: dict[int, str] = {i: str(t) for i, t in tokenizer.added_tokens_decoder.items()}
         kept = {i for i, text in self._added.items() if text in visible}
         self.hidden = frozenset(tokenizer.all_special_ids) - kept
 
@@ -60,12 +60,11 @@ class TokenTable:
         if found is None:
             piece = self._piece(token_id)
             table = _byte_of_character()
-            try:
+            # added tokens stand as they are, the others are spelled in stand-in characters
+            if token_id in self._added or not table.keys() >= set(piece):
+                found = piece.encode()
+            else:
                 found = bytes(table[character] for character in piece)
-            except KeyError:
-                found = piece.encode()
-            if token_id in self._added:
-                found = piece.encode()
             self._bytes[token_id] = found
         return found
 
@@ -82,7 +81,8 @@ class TokenTable:
 
     def _piece(self, token_id: int) -> str:
         # models pad their vocabulary: ids beyond the tokenizer's have no text
-        return self.tokenizer.convert_ids_to_tokens(token_id) or ""
+        piece: str | None = self.tokenizer.convert_ids_to_tokens(token_id)
+        return piece or ""
 
 
 class _ByteDecoder:

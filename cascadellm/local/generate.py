@@ -16,12 +16,12 @@ from cascadellm.local.load import Loaded, free, out_of_memory
 from cascadellm.local.sections import TAGS, Sections, TagSections, TemplateSections
 from cascadellm.local.settings import Settings
 
-__all__ = ["Cancelled", "Runner"]
+__all__ = ["CallerGoneError", "Runner"]
 
 Tools = Sequence[Mapping[str, Any]]
 
 
-class Cancelled(Exception):
+class CallerGoneError(Exception):
     """The caller has gone; nobody reads this answer."""
 
 
@@ -43,6 +43,8 @@ class Runner:
         self.name = name
         self._template_kwargs = dict(template_kwargs)
         self._loaded: Loaded | None = loaded
+        # fast tokenizers refuse two callers at once where their settings change
+        self._tokenizing = threading.Lock()
         self._table = TokenTable(loaded.tokenizer, visible=TAGS)
 
     @property
@@ -86,7 +88,9 @@ class Runner:
         else:
             text = render(tokenizer, messages, tools, self._template_kwargs, self.name)
         self._check_tools(text, tools)
-        ids = tokenizer(text, add_special_tokens=raw, return_tensors="pt", verbose=False).input_ids
+        with self._tokenizing:
+            encoded = tokenizer(text, add_special_tokens=raw, return_tensors="pt", verbose=False)
+        ids = encoded.input_ids
         if ids.shape[1] == 0:
             raise ConfigurationError(f"the prompt for {self.name} is empty; pass some text")
         check_room(
@@ -124,7 +128,7 @@ class Runner:
         """Write one answer and yield its text as it becomes certain.
 
         Raises:
-            Cancelled: `cancelled` said so before a step.
+            CallerGoneError: `cancelled` said so before a step.
         """
         prompt = self.prompt(messages, tools, settings)
         assembler = self.assembler(prompt, settings)
@@ -148,7 +152,7 @@ class Runner:
         Requests of similar length share a batch, so that little is spent on padding.
 
         Raises:
-            Cancelled: `cancelled` said so before a step.
+            CallerGoneError: `cancelled` said so before a step.
         """
         prompts = [self.prompt(messages, tools, settings) for messages in requests]
         order = sorted(range(len(prompts)), key=lambda place: prompts[place].length)
@@ -178,7 +182,7 @@ class Runner:
 
     def _advance(self, decoding: Decoding, cancelled: Callable[[], bool]) -> bool:
         if cancelled():
-            raise Cancelled
+            raise CallerGoneError
         device = self.loaded.device
         try:
             return decoding.advance()
@@ -196,7 +200,8 @@ class Runner:
     def _check_tools(self, text: str, tools: Tools | None) -> None:
         """Refuse a template that drops tools silently: the model would never see them."""
         for tool in tools or ():
-            name = tool.get("function", tool).get("name")
+            function = tool.get("function", tool) if isinstance(tool, Mapping) else None
+            name = function.get("name") if isinstance(function, Mapping) else None
             if not isinstance(name, str):
                 raise ConfigurationError(
                     "a tool must be a dict in OpenAI form: {'type': 'function', 'function': "
@@ -207,4 +212,3 @@ class Runner:
                     f"the chat template of {self.name} does not show tool {name!r} to the model; "
                     "use a model whose template supports tools, or ask without tools"
                 )
-

@@ -94,7 +94,7 @@ def load(options: LoadOptions) -> Loaded:
         tokenizer = AutoTokenizer.from_pretrained(options.path, **options.hub)
         family = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
         placed = options.device_map is not None or options.quantization_config is not None
-        module = family.from_pretrained(
+        module: Any = family.from_pretrained(
             options.path,
             dtype=dtype,
             use_safetensors=True if options.safetensors_only else None,

@@ -51,7 +51,9 @@ def estimate(options: LoadOptions, tokens: int, batch_size: int) -> MemoryEstima
     family = AutoModelForSeq2SeqLM if seq2seq else AutoModelForCausalLM
     try:
         with torch.device("meta"):
-            module = family.from_config(config, trust_remote_code=options.trust_remote_code)
+            module = family.from_config(  # type: ignore[no-untyped-call]
+                config, trust_remote_code=options.trust_remote_code
+            )
     except ValueError as error:
         raise ModelError(f"{options.path} is no language model: {error}") from error
     parameters = sum(weight.numel() for weight in module.parameters())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Self
 
 from cascadellm.answer import Answer, Piece
 from cascadellm.errors import ConfigurationError, MissingDependencyError
@@ -91,7 +92,7 @@ class LocalModel:
             top_p=top_p,
             repetition_penalty=repetition_penalty,
             max_new_tokens=max_new_tokens,
-            stop=stop,  # type: ignore[arg-type]
+            stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
             seed=seed,
             top_logprobs=top_logprobs,
         )
@@ -117,8 +118,8 @@ class LocalModel:
         )
         advice = {k: v for k, v in loaded.defaults.items() if getattr(settings, k) is None}
         self._settings = settings.override(**advice)
-        self._context_window = loaded.context_window
-        self._device = loaded.device
+        self._context_window: int = loaded.context_window
+        self._device: torch.device = loaded.device
         self._runner: Runner = generate.Runner(loaded, self._name, chat_template_kwargs or {})
 
     def __repr__(self) -> str:
@@ -129,7 +130,7 @@ class LocalModel:
         """Return this very model: copies of a chain share one loaded copy."""
         return self
 
-    def __enter__(self) -> LocalModel:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -374,7 +375,7 @@ def _plain_path(path: Any) -> str:
             "LocalModel(path) expects a folder or a hub name such as 'Qwen/Qwen3-0.6B', "
             f"got {path!r}"
         )
-    return text
+    return str(Path(text).expanduser()) if text.startswith("~") else text
 
 
 def _check_count(name: str, value: Any) -> None:

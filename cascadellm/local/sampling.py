@@ -19,7 +19,7 @@ from cascadellm.local.settings import Settings
 __all__ = ["choose", "processors", "random_stream"]
 
 
-def processors(settings: Settings, device: torch.device | str | None = None) -> LogitsProcessorList:
+def processors(settings: Settings, _device: torch.device | str = "cpu") -> LogitsProcessorList:
     """Return transformers' processors for these settings, in the order `generate` uses.
 
     They are called with `input_ids` that hold the prompt and everything written so far.
@@ -27,7 +27,7 @@ def processors(settings: Settings, device: torch.device | str | None = None) -> 
 
     Args:
         settings: How the call decodes.
-        device: Device of the rows; none of these processors keeps tensors, so it is not read.
+        _device: Device of the rows; none of these processors keeps tensors, so it is not read.
     """
     chain = LogitsProcessorList()
     if settings.repetition_penalty is not None and settings.repetition_penalty != 1.0:

@@ -173,12 +173,12 @@ class TemplateSections:
         tools: Tool specifications in OpenAI form, to cast arguments by their schema.
     """
 
-    def __init__(
-        self, template: Any, prompt: str, tools: Sequence[Mapping[str, Any]] = ()
-    ) -> None:
+    def __init__(self, template: Any, prompt: str, tools: Sequence[Mapping[str, Any]] = ()) -> None:
         from transformers.utils.chat_parsing import ResponseParser
 
-        self._parser: Any = ResponseParser(template, prefix=prompt, tools=list(tools) or None)
+        self._parser: Any = ResponseParser(
+            template, prefix=prompt, tools=[dict(tool) for tool in tools]
+        )
         self._text = ""
         self._body = ""
         self._broken = False
