@@ -6,7 +6,6 @@ and ignored: it never breaks an answer.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import threading
@@ -19,6 +18,9 @@ from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
 from cascadellm.answer import Answer, Attempt, Decision, Request, Trace
+from cascadellm.jsonl import LineFile, encode_line
+from cascadellm.summary import Summary, summarise, to_frame
+from cascadellm.tier import Price
 
 __all__ = [
     "Accepted",
@@ -177,19 +179,31 @@ class Record:
 class JsonlSink:
     """Append one JSON line per finished call to a file.
 
-    Each line goes out in one `write` on a file opened for appending, so a killed process
-    leaves whole lines.
+    Threads and processes may share the file. A killed process leaves whole lines: each goes
+    out in one write, and a torn end is removed by the next writer.
 
     Args:
         path: File to append to; its folder is made when missing.
         content: Whether questions and answers are written, not only the record.
+        max_bytes: Size at which the file is renamed to `<path>.1`; None = never.
+        backups: Renamed files that are kept.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, content: bool = True) -> None:
-        self.path = Path(path)
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        content: bool = True,
+        max_bytes: int | None = None,
+        backups: int = 5,
+    ) -> None:
         self.content = content
-        self._lock = threading.Lock()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = LineFile(path, max_bytes=max_bytes, backups=backups)
+
+    @property
+    def path(self) -> Path:
+        """The file that is appended to."""
+        return self._file.path
 
     def on_event(self, event: CascadeEvent) -> None:
         """Write the line of a finished call."""
@@ -198,13 +212,7 @@ class JsonlSink:
 
     def write(self, record: Record) -> None:
         """Append one record."""
-        line = (json.dumps(record.to_dict(), ensure_ascii=False) + "\n").encode()
-        with self._lock:
-            descriptor = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-            try:
-                os.write(descriptor, line)
-            finally:
-                os.close(descriptor)
+        self._file.append(encode_line(record.to_dict()))
 
 
 @dataclass(slots=True, eq=False)
@@ -227,6 +235,27 @@ class Recorder:
         """The traces of the finished calls."""
         return [record.trace for record in self.records]
 
+    def summary(self, *, large_price: Price | None = None) -> Summary:
+        """Add the finished calls up; `print` it for a table.
+
+        Args:
+            large_price: Price of the last tier, for its cost alone over the same calls; see
+                `cascadellm.summary.summarise`.
+        """
+        return summarise(self._kept(), large_price=large_price)
+
+    def to_pandas(self) -> Any:
+        """Return a pandas DataFrame with one row per call.
+
+        Raises:
+            MissingDependencyError: pandas is not installed.
+        """
+        return to_frame(self._kept())
+
+    def _kept(self) -> list[Record]:
+        with self._lock:
+            return list(self.records)
+
     def on_event(self, event: CascadeEvent) -> None:
         """Keep the record of a finished call and tell the sinks."""
         if isinstance(event, (Accepted, Failed)):
@@ -245,18 +274,29 @@ _ACTIVE: ContextVar[tuple[Handler, ...]] = ContextVar("cascadellm_recorders", de
 
 @contextmanager
 def record_cascade(
-    path: str | os.PathLike[str] | None = None, *, content: bool = True
+    path: str | os.PathLike[str] | None = None,
+    *,
+    content: bool = True,
+    max_bytes: int | None = None,
 ) -> Iterator[Recorder]:
     """Collect the records of every cascade call inside the `with` block.
 
-    Works across chains, agents, tasks and the frameworks' own threads, which copy the
-    context; in a thread of your own run the call in `contextvars.copy_context()`.
+    Works across chains, agents, tasks, `asyncio.to_thread` and the frameworks' own threads,
+    which copy the context. A raw `threading.Thread` or an executor of your own starts with an
+    empty context and sees no recorder; hand the context over:
+
+        thread = threading.Thread(target=contextvars.copy_context().run, args=(work,))
+
+    or give the cascade a `JsonlSink` as handler, which no context limits.
 
     Args:
         path: JSONL file to append each record to as well.
         content: Whether questions and answers are kept.
+        max_bytes: Size at which the file is rotated; None = never.
     """
-    sinks: tuple[Handler, ...] = () if path is None else (JsonlSink(path, content=content),)
+    sinks: tuple[Handler, ...] = ()
+    if path is not None:
+        sinks = (JsonlSink(path, content=content, max_bytes=max_bytes),)
     recorder = Recorder(sinks=sinks, content=content)
     token = _ACTIVE.set((*_ACTIVE.get(), recorder))
     try:

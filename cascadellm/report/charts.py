@@ -15,7 +15,7 @@ Format: TypeAlias = Callable[[float], str]
 Point: TypeAlias = tuple[float, float]
 
 _WIDTH, _HEIGHT = 620, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 14, 12, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 26, 12, 44
 
 
 def number(value: float) -> str:
@@ -83,8 +83,7 @@ class _Frame:
             at = self.y(tick)
             parts.append(_line(_LEFT, at, _WIDTH - _RIGHT, at, "gridline"))
             parts.append(_text(_LEFT - 6, at + 4, y_format(tick), "tick end"))
-        for tick in self.xs:
-            parts.append(_text(self.x(tick), floor + 16, x_format(tick), "tick middle"))
+        parts += [_text(self.x(t), floor + 16, x_format(t), "tick middle") for t in self.xs]
         parts.append(_line(_LEFT, floor, _WIDTH - _RIGHT, floor, "axis"))
         middle = (_LEFT + _WIDTH - _RIGHT) / 2
         parts.append(_text(middle, _HEIGHT - 6, x_label, "label middle"))
@@ -116,9 +115,7 @@ def _rect(x: float, y: float, width: float, height: float, color: int, tip: str)
 
 
 def _svg(parts: Sequence[Html], label: str, height: int = _HEIGHT) -> Html:
-    return element(
-        "svg", *parts, viewBox=f"0 0 {_WIDTH} {height}", role="img", aria_label=label
-    )
+    return element("svg", *parts, viewBox=f"0 0 {_WIDTH} {height}", role="img", aria_label=label)
 
 
 def _empty(label: str) -> Html:
@@ -133,6 +130,7 @@ def lines(
     x_format: Format = number,
     y_format: Format = number,
     y_from_zero: bool = False,
+    x_ticks: Sequence[float] = (),
     marker: float | None = None,
     marker_label: str = "",
 ) -> Html:
@@ -145,10 +143,14 @@ def lines(
         x_format: Writes a tick of the horizontal axis.
         y_format: Writes a tick of the vertical axis.
         y_from_zero: Start the vertical axis at 0.
+        x_ticks: Ticks of the horizontal axis, the first and last being its ends; round
+            values around the points when not given.
         marker: Place of a vertical marker on the horizontal axis.
         marker_label: Its name.
     """
-    kept = [(s, [p for p in s.points if math.isfinite(p[0]) and math.isfinite(p[1])]) for s in series]
+    kept = [
+        (s, [p for p in s.points if math.isfinite(p[0]) and math.isfinite(p[1])]) for s in series
+    ]
     xs = [x for _, points in kept for x, _ in points]
     ys = [y for _, points in kept for _, y in points]
     ys += [edge for s, _ in kept for _, low, high in s.band for edge in (low, high)]
@@ -156,7 +158,7 @@ def lines(
         return _empty(y_label or "this chart")
     xs += [] if marker is None else [marker]
     ys += [0.0] if y_from_zero else []
-    frame = _Frame(nice_ticks(min(xs), max(xs), 6), nice_ticks(min(ys), max(ys)))
+    frame = _Frame(x_ticks or nice_ticks(min(xs), max(xs), 6), nice_ticks(min(ys), max(ys)))
     parts = frame.axes(x_label, "", x_format, y_format)
     for one, points in kept:
         parts += _draw(frame, one, points, x_format, y_format)
@@ -202,7 +204,9 @@ def _marker(frame: _Frame, value: float, label: str) -> list[Html]:
     near_right = at > _WIDTH * 0.7
     return [
         _line(at, _TOP, at, _HEIGHT - _BOTTOM, "marker"),
-        _text(at + (-6 if near_right else 6), _TOP + 10, label, f"mark {'end' if near_right else ''}"),
+        _text(
+            at + (-6 if near_right else 6), _TOP + 10, label, f"mark {'end' if near_right else ''}"
+        ),
     ]
 
 
@@ -227,7 +231,7 @@ def bars(rows: Sequence[tuple[str, float, int]], *, format: Format = number) -> 
     """
     if not rows:
         return _empty("this chart")
-    top = max(max(value for _, value, _ in rows), 1e-12)
+    top = max([value for _, value, _ in rows], default=0.0) or 1.0
     parts = []
     left, height = 150, 30
     for place, (label, value, color) in enumerate(rows):
@@ -302,25 +306,30 @@ def histogram(
         return _empty(x_label or "this score")
     marked = threshold is not None and math.isfinite(threshold)
     edges = nice_ticks(*_range(every, threshold if marked else None), 6)
-    low, width = edges[0], (edges[-1] - edges[0]) / bins
+    width = (edges[-1] - edges[0]) / bins
+    low = edges[0]
+    if marked and threshold is not None:
+        # a column must not stand on both sides of the threshold
+        low = threshold - math.ceil((threshold - edges[0]) / width) * width
+        bins += 1
     counts = {name: [0] * bins for name in finite}
     for name, values in finite.items():
         for value in values:
-            counts[name][min(bins - 1, int((value - low) / width))] += 1
+            counts[name][min(bins - 1, int((value - low) / width + 1e-9))] += 1
     tallest = max(sum(column) for column in zip(*counts.values(), strict=True))
     frame = _Frame(edges, [t for t in nice_ticks(0, tallest, 4) if t == int(t)] or [0.0, 1.0])
     parts = frame.axes(x_label, "", number, number)
     palette = colors or {name: i for i, name in enumerate(groups)}
     for place in range(bins):
         below = 0
-        left, right = frame.x(low + place * width), frame.x(low + (place + 1) * width)
+        start, end = low + place * width, low + (place + 1) * width
+        left, right = frame.x(max(start, edges[0])), frame.x(min(end, edges[-1]))
         for name in finite:
             count = counts[name][place]
             if not count:
                 continue
             top = frame.y(below + count)
-            span = f"{number(low + place * width)} to {number(low + (place + 1) * width)}"
-            tip = f"{name}, {span}: {count}"
+            tip = f"{name}, {number(start)} to {number(end)}: {count}"
             parts.append(
                 _rect(left + 0.5, top, right - left - 1, frame.y(below) - top, palette[name], tip)
             )

@@ -181,9 +181,7 @@ def legend(names: Mapping[str, int]) -> Html:
     return element("div", *keys, class_="legend")
 
 
-def spans(
-    text: str, parts: Sequence[Sequence[Any]], colors: Mapping[str, int]
-) -> Html:
+def spans(text: str, parts: Sequence[Sequence[Any]], colors: Mapping[str, int]) -> Html:
     """Return a text coloured by who wrote it.
 
     Args:

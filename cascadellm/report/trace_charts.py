@@ -1,0 +1,171 @@
+"""The charts of the traces page."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from itertools import accumulate
+from typing import Any
+
+from cascadellm.report.page import Html, Series, bars, figure, histogram, lines, stacked
+from cascadellm.scores import SCORES
+from cascadellm.summary import Summary, finite
+
+__all__ = ["trace_charts", "written_moment"]
+
+_SLICES = 24
+_ACCEPTED, _DEFERRED = "accepted", "deferred"
+
+Row = Mapping[str, Any]
+
+
+def written_moment(seconds: float, form: str = "%Y-%m-%d %H:%M") -> str:
+    """Return a time as text, in UTC."""
+    return datetime.fromtimestamp(seconds, UTC).strftime(form)
+
+
+def trace_charts(rows: Sequence[Row], summary: Summary, colors: Mapping[str, int]) -> list[Html]:
+    """Return the charts over recorded calls, of which there is at least one."""
+    timed = _in_order(rows)
+    named = {tier.name: colors[tier.name] for tier in summary.tiers}
+    charts = [_shares(timed, named), *_histograms(rows), _latencies(timed, named)]
+    return [*charts, *_costs(timed, summary), *_reasons(rows)]
+
+
+def _in_order(rows: Sequence[Row]) -> list[tuple[float, Row]]:
+    """Return (time, row) pairs; the place in the file stands in for a missing time."""
+    times = [finite(row.get("time")) for row in rows]
+    if None in times:
+        return [(float(place), row) for place, row in enumerate(rows, start=1)]
+    pairs = [(t, row) for t, row in zip(times, rows, strict=True) if t is not None]
+    return sorted(pairs, key=lambda pair: pair[0])
+
+
+def _axis(timed: Sequence[tuple[float, Row]]) -> tuple[str, Any]:
+    """Return the name of the time axis and what writes one of its ticks."""
+    if "time" not in timed[0][1]:
+        return "call", lambda value: f"{value:.0f}"
+    span = timed[-1][0] - timed[0][0]
+    form = "%H:%M:%S" if span < 600 else "%H:%M" if span < 172800 else "%m-%d"
+    return "time (UTC)", lambda value: written_moment(value, form)
+
+
+def _time_ticks(timed: Sequence[tuple[float, Row]]) -> list[float]:
+    first, last = timed[0][0], timed[-1][0]
+    return [first + (last - first) * i / 5 for i in range(6)] if last > first else []
+
+
+def _shares(timed: Sequence[tuple[float, Row]], colors: Mapping[str, int]) -> Html:
+    label, write = _axis(timed)
+    first, last = timed[0][0], timed[-1][0]
+    count = min(_SLICES, max(1, len(timed) // 4))
+    width = (last - first) / count or 1.0
+    slices: list[Counter[str]] = [Counter() for _ in range(count)]
+    for at, row in timed:
+        if row.get("answered_by") is not None:
+            slices[min(count - 1, int((at - first) / width))][row["answered_by"]] += 1
+    names = list(colors)
+    columns = [
+        (write(first + place * width), [counts[name] for name in names])
+        for place, counts in enumerate(slices)
+    ]
+    return figure("Share of answers per tier", stacked(columns, names, x_label=label))
+
+
+def _histograms(rows: Sequence[Row]) -> list[Html]:
+    found: dict[tuple[str, str], dict[str, list[float]]] = {}
+    thresholds: dict[tuple[str, str], Counter[float]] = {}
+    for row in rows:
+        for attempt in row["attempts"]:
+            score = finite(attempt.get("score"))
+            if score is None:
+                continue
+            key = (attempt["name"], str(attempt.get("score_name") or attempt.get("policy")))
+            groups = found.setdefault(key, {_ACCEPTED: [], _DEFERRED: []})
+            groups[_ACCEPTED if attempt["action"] == "accept" else _DEFERRED].append(score)
+            threshold = finite(attempt.get("threshold"))
+            if threshold is not None:
+                thresholds.setdefault(key, Counter())[threshold] += 1
+    charts = []
+    for (tier, name), groups in found.items():
+        used = thresholds.get((tier, name), Counter())
+        marked = used.most_common(1)[0][0] if used else None
+        note = (
+            f"{len(used)} thresholds were used; the most frequent is marked"
+            if len(used) > 1
+            else ""
+        )
+        chart = histogram(
+            groups, threshold=marked, x_label=_with_unit(name), colors={_ACCEPTED: 2, _DEFERRED: 5}
+        )
+        charts.append(figure(f"Scores of {tier}", chart, note))
+    return charts
+
+
+def _with_unit(score: str) -> str:
+    known = SCORES.get(score)
+    unit = "nats" if score.startswith("quantile_logprob") else known.unit if known else ""
+    return f"{score} ({unit})" if unit else score
+
+
+def _latencies(timed: Sequence[tuple[float, Row]], colors: Mapping[str, int]) -> Html:
+    label, write = _axis(timed)
+    clouds = []
+    for name, color in colors.items():
+        points = [
+            (at, row["latency_s"])
+            for at, row in timed
+            if row.get("answered_by") == name and finite(row.get("latency_s")) is not None
+        ]
+        # a page of many thousand circles is slow; an even sample keeps the shape
+        step = max(1, len(points) // 800)
+        clouds.append(Series(name, points[::step], color, dots=True))
+    chart = lines(
+        clouds,
+        x_label=label,
+        x_format=write,
+        x_ticks=_time_ticks(timed),
+        y_label="seconds",
+        y_from_zero=True,
+    )
+    return figure("Time of each call", chart, "coloured by the tier that answered")
+
+
+def _costs(timed: Sequence[tuple[float, Row]], summary: Summary) -> list[Html]:
+    known = [(at, c) for at, row in timed if (c := finite(row.get("cost_usd"))) is not None]
+    if len(known) < 2 or (summary.known_cost_usd == 0 and not summary.large_alone_usd):
+        return []
+    label, write = _axis(timed)
+    step = max(1, len(known) // 400)
+    places = [*range(0, len(known), step), len(known) - 1]
+    sums = list(accumulate(cost for _, cost in known))
+    drawn = [Series("cascade", [(known[i][0], sums[i]) for i in places], 0)]
+    if summary.large_alone_usd is not None:
+        each = summary.large_alone_usd / summary.calls
+        alone = [(known[i][0], each * (i + 1)) for i in places]
+        drawn.append(Series("last tier alone", alone, 1, dashed=True))
+    chart = lines(
+        drawn,
+        x_label=label,
+        x_format=write,
+        x_ticks=_time_ticks(timed),
+        y_label="USD, summed",
+        y_from_zero=True,
+    )
+    left_out = len(timed) - len(known)
+    return [figure("Cost so far", chart, f"without {left_out} of unknown cost" if left_out else "")]
+
+
+def _reasons(rows: Sequence[Row]) -> list[Html]:
+    counts: Counter[str] = Counter()
+    for row in rows:
+        for attempt in row["attempts"]:
+            if attempt["action"] != "accept":
+                counts[f"{attempt['action']}: {attempt.get('code') or 'unknown'}"] += 1
+    if not counts:
+        return []
+    drawn = bars(
+        [(name, float(n), 5) for name, n in counts.most_common(8)], format=lambda v: f"{v:.0f}"
+    )
+    return [figure("Why a tier's answer did not stand", drawn, "attempts, by action and code")]
