@@ -112,7 +112,9 @@ class Branches:
         return self._pick([later, *reversed(probs)])
 
 
-def every_branch(run: Callable[[Branches], tuple[int, ...]]) -> Iterator[tuple[tuple[int, ...], float]]:
+def every_branch(
+    run: Callable[[Branches], tuple[int, ...]],
+) -> Iterator[tuple[tuple[int, ...], float]]:
     """Run under every sequence of choices; yield each result with its probability."""
     script: list[int] | None = []
     while script is not None:
