@@ -3,11 +3,26 @@
 - `LocalModel`: a Hugging Face model as a tier (`model`, `load`, `chat`, `generate`, `decoding`)
 - `memory_estimate`: what a model will need, before loading it
 - `Settings`: how one call decodes
+- `SpeculativeCascade`, `TokenCascade`: deferral per token, as the policy of a boundary
+- `SpeculativePair`, `SequentialPair`: the same as models of their own
+- `rules`: the deferral rules (`TokenV3`, `Lossless`, `Chow`, ...)
 """
 
 from __future__ import annotations
 
+from cascadellm.local import rules
 from cascadellm.local.model import LocalModel, memory_estimate
+from cascadellm.local.pair import SequentialPair, SpeculativePair
 from cascadellm.local.settings import Settings
+from cascadellm.local.speculative import SpeculativeCascade, TokenCascade
 
-__all__ = ["LocalModel", "Settings", "memory_estimate"]
+__all__ = [
+    "LocalModel",
+    "SequentialPair",
+    "Settings",
+    "SpeculativeCascade",
+    "SpeculativePair",
+    "TokenCascade",
+    "memory_estimate",
+    "rules",
+]

@@ -10,6 +10,7 @@ tested once more, because its law is pi, not the target's row.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -55,8 +56,10 @@ class Round:
         tested: How many drafts were tested before the first rejection, that one included.
         drafted: How many tokens were drafted.
         draft_steps: Forward passes of the draft.
+        draft_s: Time they took, sampling included. Unit: seconds.
         draft_rows: Its logits, one (1, vocab) row per drafted position.
-        target_rows: Target logits at the same positions and one after. (drafted + 1, vocab).
+        target_rows: Target logits at the same positions and one after, (drafted + 1, vocab);
+            None where the target was not asked.
     """
 
     tokens: list[int]
@@ -64,17 +67,30 @@ class Round:
     tested: int
     drafted: int
     draft_steps: int
+    draft_s: float
     draft_rows: list[Tensor]
-    target_rows: Tensor
+    target_rows: Tensor | None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the rows are."""
+        row = self.draft_rows[0] if self.target_rows is None else self.target_rows
+        return row.device
 
 
 @dataclass(slots=True)
 class _Block:
-    """A drafted block: its tokens, their raw rows, and the laws they were sampled from."""
+    """A drafted block: tokens, raw rows, the laws they were sampled from, time taken."""
 
     tokens: list[int]
     rows: list[Tensor]
     laws: list[Tensor]
+    seconds: float = 0.0
+
+    def emitted(self, tokens: list[int], kept: int, tested: int, target_rows: Tensor) -> Round:
+        """Return the round in which this block was verified."""
+        count = len(self.tokens)
+        return Round(tokens, kept, tested, count, count, self.seconds, self.rows, target_rows)
 
 
 class Decoder:
@@ -148,6 +164,7 @@ class Decoder:
 
     def _propose(self, block: _Block, text: list[int]) -> int:
         """Draft the next token of the text."""
+        begun = time.perf_counter()
         row = self._draft_lane.forward(text[self._draft_lane.length :], 1)
         shaped = self._shaper.processed(row, text, len(text))
         best, likeliest = shaped.max(-1)
@@ -161,6 +178,7 @@ class Decoder:
         block.rows.append(row)
         block.tokens.append(token)
         text.append(token)
+        block.seconds += time.perf_counter() - begun
         return token
 
     def _match(self, block: _Block, target_rows: Tensor, text: list[int], base: int) -> Round:
@@ -171,8 +189,7 @@ class Decoder:
         own = tokens.tolist()
         kept = leading([mine == theirs for mine, theirs in zip(drafts, own, strict=False)])
         emitted = drafts if self._finished(drafts, kept) else own[: kept + 1]
-        count = len(drafts)
-        return Round(emitted, kept, min(kept + 1, count), count, count, block.rows, target_rows)
+        return block.emitted(emitted, kept, min(kept + 1, len(drafts)), target_rows)
 
     def _judge(self, block: _Block, target_rows: Tensor, text: list[int], base: int) -> Round:
         """Test the drafts against pi and write one more token."""
@@ -194,8 +211,7 @@ class Decoder:
                 written = self._bonus(block, target_rows[count:], scaled_p[count:], text)
                 tested, kept = tested + 1, kept + (written is None)
         emitted = block.tokens[:kept] if written is None else [*block.tokens[:kept], written]
-        drafted = len(block.tokens)
-        return Round(emitted, kept, tested, drafted, drafted, block.rows, target_rows)
+        return block.emitted(emitted, kept, tested, target_rows)
 
     def _bonus(self, block: _Block, p_row: Tensor, scaled_p: Tensor, text: list[int]) -> int | None:
         """After a fully accepted block: draft one more token and test it against the known p.

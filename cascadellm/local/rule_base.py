@@ -57,6 +57,11 @@ class Rule:
         return False
 
     @property
+    def reads_target(self) -> bool:
+        """Whether the decision needs the target's row."""
+        return True
+
+    @property
     def greedy_form(self) -> Rule:
         """The rule that this one becomes at temperature 0."""
         return self

@@ -70,6 +70,11 @@ class Chow(BinaryRule):
         """For alpha < 0: no row's maximum exceeds 1."""
         return self.alpha < 0
 
+    @property
+    def reads_target(self) -> bool:
+        """Only where it defers."""
+        return False
+
     def defers(self, q: Tensor, p: Tensor, scaled_q: Tensor, scaled_p: Tensor) -> Tensor:
         """Return max q < 1 - alpha."""
         return q.amax(-1, keepdim=True) < 1 - self.alpha
@@ -125,6 +130,11 @@ class ChowLog(BinaryRule):
     def lossless(self) -> bool:
         """For alpha < 0: no entropy is negative."""
         return self.alpha < 0
+
+    @property
+    def reads_target(self) -> bool:
+        """Only where it defers."""
+        return False
 
     def defers(self, q: Tensor, p: Tensor, scaled_q: Tensor, scaled_p: Tensor) -> Tensor:
         """Return H(q) > alpha."""
