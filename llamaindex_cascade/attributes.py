@@ -1,0 +1,94 @@
+"""The decision as OpenTelemetry attributes, on spans that mirror the cascade's own.
+
+Names are those of the LangChain adapter's run metadata, so that one filter finds both.
+opentelemetry is never imported here: without it loaded there is no span to write to.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from cascadellm.answer import Attempt, Trace
+
+__all__ = ["OtelSpan", "attempt_attributes", "trace_attributes"]
+
+_LANGSMITH = "langsmith.metadata."
+_TAGS = "langsmith.span.tags"
+
+
+class OtelSpan:
+    """The OpenTelemetry span that mirrors one LlamaIndex span."""
+
+    __slots__ = ("_span",)
+
+    def __init__(self, span: Any) -> None:
+        self._span = span
+
+    @classmethod
+    def current(cls, span_id: str | None) -> OtelSpan | None:
+        """Return the current OpenTelemetry span if it mirrors the LlamaIndex span `span_id`.
+
+        Without a LlamaIndex instrumentor the current span is the user's own, which must not
+        be written to; mirrors carry the LlamaIndex span's name.
+        """
+        trace = sys.modules.get("opentelemetry.trace")
+        if trace is None or span_id is None:
+            return None
+        span = trace.get_current_span()
+        # instrumentors attach a stand-in that points elsewhere once the span has returned
+        span = getattr(span, "__wrapped__", span)
+        if getattr(span, "name", None) != span_id.partition("-")[0]:
+            return None
+        return cls(span) if span.is_recording() else None
+
+    def set(self, attributes: Mapping[str, Any]) -> None:
+        """Write attributes while the span records."""
+        if self._span.is_recording():
+            self._span.set_attributes(dict(attributes))
+
+
+def _named(values: Mapping[str, Any], tags: list[str]) -> dict[str, Any]:
+    attributes: dict[str, Any] = {}
+    for name, value in values.items():
+        if value is None:
+            continue
+        attributes[f"cascade.{name}"] = value
+        attributes[f"{_LANGSMITH}cascade_{name}"] = value
+    attributes[_TAGS] = ",".join(tags)
+    return attributes
+
+
+def trace_attributes(trace: Trace) -> dict[str, Any]:
+    """Return the attributes of the cascade's own span."""
+    decided = trace.decided
+    tags = [] if trace.answered_by is None else [f"cascade:answered_by:{trace.answered_by}"]
+    if trace.escalated:
+        tags.append("cascade:escalated")
+    values = {
+        "answered_by": trace.answered_by,
+        "tier": trace.tier,
+        "escalated": trace.escalated,
+        "n_calls": sum(attempt.action != "skip" for attempt in trace.attempts),
+        "score": None if decided is None else decided.score,
+        "threshold": None if decided is None else decided.threshold,
+        "policy": None if decided is None else decided.policy,
+        "reason": None if decided is None else decided.reason,
+        "cost_usd": trace.cost_usd,
+    }
+    return _named(values, tags)
+
+
+def attempt_attributes(attempt: Attempt) -> dict[str, Any]:
+    """Return the attributes of an attempt's span."""
+    values = {
+        "tier": attempt.tier,
+        "name": attempt.name,
+        "action": attempt.action,
+        "score": attempt.score,
+        "threshold": attempt.threshold,
+        "policy": attempt.policy,
+        "reason": attempt.reason or None,
+    }
+    return _named(values, [f"cascade:tier:{attempt.tier}"])

@@ -1,0 +1,174 @@
+"""Instrumentation events of a cascade, and a handler with one method per event.
+
+Every event carries the id of the cascade's own span. Add a handler to
+`llama_index.core.instrumentation.get_dispatcher("llamaindex_cascade")`, or to the root.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from llama_index.core.instrumentation.events import BaseEvent
+
+from cascadellm import events as engine
+
+__all__ = [
+    "CascadeDecisionEvent",
+    "CascadeEndEvent",
+    "CascadeEventHandler",
+    "CascadeFailedEvent",
+    "CascadeTierAnsweredEvent",
+    "CascadeTierFailedEvent",
+    "CascadeTierSkippedEvent",
+    "CascadeTierStartedEvent",
+    "instrumentation_event",
+]
+
+
+class _CascadeEvent(BaseEvent):
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the event's name."""
+        return cls.__name__
+
+
+class CascadeTierStartedEvent(_CascadeEvent):
+    """A tier is about to be asked."""
+
+    tier: int
+    name: str
+
+
+class CascadeTierAnsweredEvent(_CascadeEvent):
+    """A tier answered; nothing is decided yet. Time in seconds."""
+
+    tier: int
+    name: str
+    text: str
+    latency_s: float
+
+
+class CascadeTierSkippedEvent(_CascadeEvent):
+    """A tier was passed over unasked; `attempt` is its record."""
+
+    tier: int
+    name: str
+    attempt: dict[str, Any]
+
+
+class CascadeTierFailedEvent(_CascadeEvent):
+    """A tier raised or timed out; `attempt` is its record."""
+
+    tier: int
+    name: str
+    attempt: dict[str, Any]
+
+
+class CascadeDecisionEvent(_CascadeEvent):
+    """A boundary's policy decided about a tier's answer."""
+
+    tier: int
+    name: str
+    defer: bool
+    policy: str
+    score_name: str | None
+    score: float | str | None
+    threshold: float | str | None
+    code: str
+    reason: str
+    latency_s: float
+
+
+class CascadeEndEvent(_CascadeEvent):
+    """The call ended with an answer; `trace` is its record as plain data."""
+
+    trace: dict[str, Any]
+
+
+class CascadeFailedEvent(_CascadeEvent):
+    """The call ended without an answer."""
+
+    trace: dict[str, Any]
+    error: str
+
+
+def instrumentation_event(event: engine.CascadeEvent, span_id: str | None) -> BaseEvent:
+    """Return an engine event as the event that LlamaIndex dispatches."""
+    match event:
+        case engine.TierStarted():
+            return CascadeTierStartedEvent(span_id=span_id, tier=event.tier, name=event.name)
+        case engine.TierAnswered():
+            return CascadeTierAnsweredEvent(
+                span_id=span_id,
+                tier=event.tier,
+                name=event.name,
+                text=event.answer.text,
+                latency_s=event.latency_s,
+            )
+        case engine.Decided():
+            decision = event.decision.to_dict()
+            return CascadeDecisionEvent(
+                span_id=span_id, tier=event.tier, name=event.name, **decision
+            )
+        case engine.TierSkipped() | engine.TierFailed():
+            attempt = event.attempt
+            skipped = isinstance(event, engine.TierSkipped)
+            kind = CascadeTierSkippedEvent if skipped else CascadeTierFailedEvent
+            return kind(
+                span_id=span_id, tier=attempt.tier, name=attempt.name, attempt=attempt.to_dict()
+            )
+        case engine.Accepted():
+            return CascadeEndEvent(span_id=span_id, trace=event.trace.to_dict())
+        case engine.Failed():
+            trace = event.trace.to_dict()
+            return CascadeFailedEvent(span_id=span_id, trace=trace, error=repr(event.error))
+    raise TypeError(f"unknown event {event!r}")
+
+
+class CascadeEventHandler(BaseEventHandler):
+    """Override the methods for the events of interest, then add an instance to a dispatcher."""
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the handler's name."""
+        return cls.__name__
+
+    def handle(self, event: BaseEvent, **kwargs: Any) -> Any:
+        """Call the method of the event's type; other events pass by."""
+        match event:
+            case CascadeTierStartedEvent():
+                self.on_tier_started(event)
+            case CascadeTierAnsweredEvent():
+                self.on_tier_answered(event)
+            case CascadeTierSkippedEvent():
+                self.on_tier_skipped(event)
+            case CascadeTierFailedEvent():
+                self.on_tier_failed(event)
+            case CascadeDecisionEvent():
+                self.on_decision(event)
+            case CascadeEndEvent():
+                self.on_accepted(event)
+            case CascadeFailedEvent():
+                self.on_failed(event)
+
+    def on_tier_started(self, event: CascadeTierStartedEvent) -> None:
+        """Handle a tier that is about to be asked."""
+
+    def on_tier_answered(self, event: CascadeTierAnsweredEvent) -> None:
+        """Handle a tier's answer."""
+
+    def on_tier_skipped(self, event: CascadeTierSkippedEvent) -> None:
+        """Handle a tier passed over."""
+
+    def on_tier_failed(self, event: CascadeTierFailedEvent) -> None:
+        """Handle a tier that raised."""
+
+    def on_decision(self, event: CascadeDecisionEvent) -> None:
+        """Handle a decision."""
+
+    def on_accepted(self, event: CascadeEndEvent) -> None:
+        """Handle the end of a call that has an answer."""
+
+    def on_failed(self, event: CascadeFailedEvent) -> None:
+        """Handle the end of a call without an answer."""
