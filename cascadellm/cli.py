@@ -29,12 +29,12 @@ _ROOMS = {
 
 def main() -> None:
     """Run the command line; errors of our own are sentences, not stack traces."""
-    try:
-        app = _app()
-    except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
-            raise
-        _fail(MissingDependencyError.for_extra(str(error.name), "cli"))
+    for package in ("typer", "rich"):
+        try:
+            import_module(package)
+        except ImportError:
+            _fail(MissingDependencyError.for_extra(package, "cli"))
+    app = _app()
     try:
         app()
     except CascadeError as error:
