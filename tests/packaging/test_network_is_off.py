@@ -18,9 +18,11 @@ def test_a_test_cannot_reach_a_foreign_host(host):
 
 def test_loopback_stays_open():
     """Servers that a test starts on loopback are reachable."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        with socket.create_connection(server.getsockname()) as client:
-            assert client.getpeername() == server.getsockname()
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as client,
+    ):
+        assert client.getpeername() == server.getsockname()
 
 
 def test_hub_and_tracing_are_off():
