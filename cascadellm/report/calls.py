@@ -82,8 +82,9 @@ def calls_table(rows: Sequence[Mapping[str, Any]], colors: Mapping[str, int], mo
 
 def _call(row: Mapping[str, Any]) -> dict[str, Any]:
     attempts = row["attempts"]
-    scored = [a for a in attempts if a.get("policy") is not None] or [{}]
-    last = scored[-1]
+    # what a reader asks for is the last score, else why the first tier did not answer
+    scored = [a for a in attempts if a.get("policy") is not None]
+    last = scored[-1] if scored else attempts[0] if attempts else {}
     moment = finite(row.get("time"))
     drafts = list(row.get("drafts") or ())
     return {
@@ -94,7 +95,7 @@ def _call(row: Mapping[str, Any]) -> dict[str, Any]:
         "escalated": bool(row.get("escalated")),
         "score": finite(last.get("score")),
         "threshold": finite(last.get("threshold")),
-        "reason": str(last.get("reason") or last.get("code") or ""),
+        "reason": str(last.get("error") or last.get("reason") or last.get("code") or ""),
         "latency": finite(row.get("latency_s")),
         "cost": finite(row.get("cost_usd")),
         "error": None if row.get("error") is None else str(row["error"]),

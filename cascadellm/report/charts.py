@@ -15,7 +15,7 @@ Format: TypeAlias = Callable[[float], str]
 Point: TypeAlias = tuple[float, float]
 
 _WIDTH, _HEIGHT = 620, 260
-_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 26, 12, 44
+_LEFT, _RIGHT, _TOP, _BOTTOM = 56, 26, 22, 44
 
 
 def number(value: float) -> str:
@@ -76,7 +76,7 @@ class _Frame:
         low, high = self.ys[0], self.ys[-1]
         return _HEIGHT - _BOTTOM - (value - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
 
-    def axes(self, x_label: str, y_label: str, x_format: Format, y_format: Format) -> list[Html]:
+    def axes(self, x_label: str, x_format: Format, y_format: Format) -> list[Html]:
         parts = []
         floor = _HEIGHT - _BOTTOM
         for tick in self.ys:
@@ -87,8 +87,6 @@ class _Frame:
         parts.append(_line(_LEFT, floor, _WIDTH - _RIGHT, floor, "axis"))
         middle = (_LEFT + _WIDTH - _RIGHT) / 2
         parts.append(_text(middle, _HEIGHT - 6, x_label, "label middle"))
-        if y_label:
-            parts.append(_text(_LEFT, _TOP - 2, y_label, "label"))
         return parts
 
 
@@ -159,7 +157,7 @@ def lines(
     xs += [] if marker is None else [marker]
     ys += [0.0] if y_from_zero else []
     frame = _Frame(x_ticks or nice_ticks(min(xs), max(xs), 6), nice_ticks(min(ys), max(ys)))
-    parts = frame.axes(x_label, "", x_format, y_format)
+    parts = frame.axes(x_label, x_format, y_format)
     for one, points in kept:
         parts += _draw(frame, one, points, x_format, y_format)
     if marker is not None:
@@ -205,7 +203,7 @@ def _marker(frame: _Frame, value: float, label: str) -> list[Html]:
     return [
         _line(at, _TOP, at, _HEIGHT - _BOTTOM, "marker"),
         _text(
-            at + (-6 if near_right else 6), _TOP + 10, label, f"mark {'end' if near_right else ''}"
+            at + (-6 if near_right else 6), _TOP - 7, label, f"mark {'end' if near_right else ''}"
         ),
     ]
 
@@ -265,7 +263,7 @@ def stacked(
     if not columns:
         return _empty(y_label or "this chart")
     frame = _Frame([0.0, float(len(columns))], [0.0, 0.25, 0.5, 0.75, 1.0])
-    parts = frame.axes(x_label, "", lambda _: "", lambda v: f"{v:.0%}")
+    parts = frame.axes(x_label, lambda _: "", lambda v: f"{v:.0%}")
     wanted = max(1, math.ceil(len(columns) / 6))
     for place, (label, values) in enumerate(columns):
         total = sum(values) or 1.0
@@ -318,7 +316,7 @@ def histogram(
             counts[name][min(bins - 1, int((value - low) / width + 1e-9))] += 1
     tallest = max(sum(column) for column in zip(*counts.values(), strict=True))
     frame = _Frame(edges, [t for t in nice_ticks(0, tallest, 4) if t == int(t)] or [0.0, 1.0])
-    parts = frame.axes(x_label, "", number, number)
+    parts = frame.axes(x_label, number, number)
     palette = colors or {name: i for i, name in enumerate(groups)}
     for place in range(bins):
         below = 0

@@ -46,7 +46,10 @@ def _axis(timed: Sequence[tuple[float, Row]]) -> tuple[str, Any]:
     """Return the name of the time axis and what writes one of its ticks."""
     if "time" not in timed[0][1]:
         return "call", lambda value: f"{value:.0f}"
-    span = timed[-1][0] - timed[0][0]
+    first = timed[0][0]
+    span = timed[-1][0] - first
+    if span < 20:
+        return "seconds since the first call", lambda value: f"{value - first:.2g}"
     form = "%H:%M:%S" if span < 600 else "%H:%M" if span < 172800 else "%m-%d"
     return "time (UTC)", lambda value: written_moment(value, form)
 

@@ -77,7 +77,7 @@
   const facts = (attempt) => {
     const parts = [];
     if (attempt.score !== null) {
-      const sign = attempt.threshold === null ? "" : (attempt.score >= attempt.threshold ? " ≥ " : " < ") + digits(attempt.threshold, 4);
+      const sign = attempt.threshold === null ? "" : (attempt.score >= attempt.threshold ? " >= " : " < ") + digits(attempt.threshold, 4);
       parts.push((attempt.score_name || "score") + " " + digits(attempt.score, 4) + sign);
     }
     if (attempt.latency_s) parts.push(seconds(attempt.latency_s));
@@ -92,7 +92,7 @@
     const head = make("div", "attempt-head");
     head.append(chip(attempt.name), make("span", "action " + attempt.action, attempt.action), make("span", "facts", facts(attempt)));
     card.append(head);
-    if (attempt.reason) card.append(make("div", "facts", attempt.reason));
+    if (attempt.reason && !facts(attempt).startsWith(attempt.reason)) card.append(make("div", "facts", attempt.reason));
     if (attempt.error) card.append(make("div", "bad", attempt.error));
     for (const side of attempt.calls) {
       const cost = side.cost_usd === null ? "cost unknown" : "$" + digits(side.cost_usd, 3);
