@@ -1,0 +1,223 @@
+"""What a cascade is: cache identity, trace parameters, profile, token counting, config."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, fields, is_dataclass
+from typing import Any
+
+from langchain_core.language_models.base import BaseLanguageModel, LangSmithParams
+from langchain_core.language_models.chat_models import BaseChatModel
+from langchain_core.messages import BaseMessage
+from langchain_core.messages.utils import count_tokens_approximately
+from pydantic import BaseModel, SecretStr
+
+from cascadellm.errors import ConfigurationError
+from cascadellm.policies import Policy
+from cascadellm.scores import SCORES, Score
+from cascadellm.tier import LocalLike, Price, Tier
+from langchain_cascade.convert import openai_tools
+from langchain_cascade.engine import Engine
+from langchain_cascade.local import LocalChatModel
+from langchain_cascade.tier import as_runnable, base_model
+
+__all__ = [
+    "counter",
+    "from_config",
+    "identifying_params",
+    "ls_params",
+    "profile",
+    "to_config",
+]
+
+_SECRET = ("key", "secret", "token", "password", "credential", "authorization", "header")
+
+
+def identifying_params(engine: Engine) -> dict[str, Any]:
+    """Return what tells two cascades apart: readable names, and a digest of all settings."""
+    cascade = engine.cascade
+    return {
+        "tiers": [tier.label for tier in cascade.tiers],
+        "policy": [describe(policy) for policy in cascade.policies],
+        "on_tier_error": cascade.on_tier_error,
+        "on_exhausted": cascade.on_exhausted,
+        "fingerprint": fingerprint(engine),
+    }
+
+
+def fingerprint(engine: Engine) -> str:
+    """Return a digest of every tier's and policy's settings; secrets are left out."""
+    tiers = [[tier.label, _model(tier.model), describe(tier.kwargs)] for tier in engine.tiers]
+    policies = [describe(policy) for policy in engine.cascade.policies]
+    text = json.dumps([tiers, policies], sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _model(model: Any) -> str:
+    if isinstance(model, LocalChatModel):
+        return f"{describe(model.model_dump())}{_model(model.model)}"
+    if isinstance(model, LocalLike):
+        settings = getattr(model, "settings", None)
+        own = describe(settings()) if callable(settings) else f"object {id(model):x}"
+        return f"{type(model).__name__}({getattr(model, 'path', model.model_name)}, {own})"
+    if isinstance(model, BaseModel):
+        shown = {
+            name: _model(value) if isinstance(value, BaseLanguageModel) else describe(value)
+            for name, value in model
+            if not _secret(name, value) and name not in ("callbacks", "metadata", "tags")
+        }
+        return f"{type(model).__name__}{sorted(shown.items())}"
+    return f"{type(model).__name__} {id(model):x}"
+
+
+def _secret(name: str, value: Any) -> bool:
+    if isinstance(value, SecretStr):
+        return True
+    return isinstance(value, (str, dict)) and any(word in name.lower() for word in _SECRET)
+
+
+def describe(value: Any) -> str:
+    """Return a text that is equal for equal settings and differs for different ones."""
+    if isinstance(value, Score):
+        custom = value.name not in SCORES and value.level is None
+        return f"{value.name}:{describe(value.function)}" if custom else value.name
+    if is_dataclass(value) and not isinstance(value, type):
+        inner = ", ".join(f"{f.name}={describe(getattr(value, f.name))}" for f in fields(value))
+        return f"{type(value).__name__}({inner})"
+    if isinstance(value, BaseModel):
+        return _model(value)
+    if isinstance(value, Mapping):
+        known = {str(k): describe(v) for k, v in value.items() if not _secret(str(k), v)}
+        return str(sorted(known.items()))
+    if isinstance(value, (list, tuple)):
+        return f"[{', '.join(describe(item) for item in value)}]"
+    if isinstance(value, (set, frozenset)):
+        return f"{{{', '.join(sorted(describe(item) for item in value))}}}"
+    if value is None or isinstance(value, (str, int, float, bool)):
+        return repr(value)
+    return _by_name(value)
+
+
+def _by_name(value: Any) -> str:
+    name = getattr(value, "__qualname__", None)
+    if isinstance(value, Callable) and name and "<" not in name:  # type: ignore[arg-type]
+        return f"{value.__module__}.{name}"
+    return f"{type(value).__name__} {id(value):x}"
+
+
+def ls_params(engine: Engine, stop: list[str] | None, pin: Any) -> LangSmithParams:
+    """Return what traces call the cascade."""
+    names = "|".join(tier.label for tier in engine.tiers)
+    params = LangSmithParams(
+        ls_provider="cascade",
+        ls_model_type="chat",
+        ls_model_name=pin if isinstance(pin, str) else names,
+    )
+    if stop:
+        params["ls_stop"] = stop
+    return params
+
+
+def profile(models: Sequence[Any]) -> dict[str, Any] | None:
+    """Return what every tier can do: AND of abilities, least of limits; None if unknown."""
+    profiles = [getattr(base_model(as_runnable(model)), "profile", None) for model in models]
+    known = [one for one in profiles if one]
+    if len(known) != len(profiles) or not known:
+        return None
+    merged: dict[str, Any] = {}
+    for key in set.intersection(*(set(one) for one in known)):
+        values = [one[key] for one in known]
+        if all(isinstance(value, bool) for value in values):
+            merged[key] = all(values)
+        elif all(isinstance(value, int) for value in values):
+            merged[key] = min(values)
+    return merged
+
+
+class _Approximate:
+    """Counts tokens without a tokenizer; LangChain's default would download one."""
+
+    def get_token_ids(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def get_num_tokens(self, text: str) -> int:
+        return count_tokens_approximately([("user", text)])
+
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
+    ) -> int:
+        return count_tokens_approximately(messages, tools=list(openai_tools(tools)) or None)
+
+
+def counter(engine: Engine) -> Any:
+    """Return what counts tokens: the last tier, or an approximation where it cannot."""
+    model = base_model(engine.last)
+    if not isinstance(model, BaseChatModel):
+        return _Approximate()
+    own = type(model).get_token_ids is not BaseLanguageModel.get_token_ids
+    own = own or model.custom_get_token_ids is not None
+    return model if own else _Approximate()
+
+
+def to_config(engine: Engine) -> dict[str, Any]:
+    """Return a cascade as plain data, without models."""
+    cascade = engine.cascade
+    return {
+        "type": "CascadeLLM",
+        "tiers": [
+            {
+                "name": tier.label,
+                "price": None if tier.price is None else asdict(tier.price),
+                "retry": tier.retry if isinstance(tier.retry, int) else None,
+                "timeout_s": tier.timeout_s,
+            }
+            for tier in cascade.tiers
+        ],
+        "policy": [policy.to_config() for policy in cascade.policies],
+        "on_tier_error": cascade.on_tier_error,
+        "on_exhausted": cascade.on_exhausted,
+    }
+
+
+def from_config(
+    config: Mapping[str, Any],
+    models: Mapping[str, Any] | Sequence[Any],
+    allow: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """Return the arguments of a cascade that `to_config` described.
+
+    Raises:
+        ConfigurationError: A model is missing, or an option is unknown.
+    """
+    known = {"type", "tiers", "policy", "on_tier_error", "on_exhausted"}
+    unknown = sorted(set(config) - known)
+    if unknown:
+        raise ConfigurationError(f"unknown options in the config: {', '.join(unknown)}")
+    entries = list(config.get("tiers") or ())
+    tiers = [
+        Tier(
+            _found(models, place, str(entry["name"]), len(entries)),
+            name=entry["name"],
+            price=None if entry.get("price") is None else Price(**entry["price"]),
+            retry=entry.get("retry"),
+            timeout_s=entry.get("timeout_s"),
+        )
+        for place, entry in enumerate(entries)
+    ]
+    options = {k: config[k] for k in ("on_tier_error", "on_exhausted") if k in config}
+    policies = [Policy.from_config(one, allow=allow) for one in config.get("policy") or ()]
+    return {"tiers": tiers, "policy": policies, **options}
+
+
+def _found(models: Any, place: int, name: str, count: int) -> Any:
+    if isinstance(models, Mapping):
+        if name in models:
+            return models[name]
+        raise ConfigurationError(
+            f"the config names a tier {name!r}; tiers= has {', '.join(map(str, models)) or 'none'}"
+        )
+    if len(models) != count:
+        raise ConfigurationError(f"the config has {count} tiers, tiers= has {len(models)}")
+    return models[place]

@@ -1,0 +1,227 @@
+"""Performers: how the engine's effects become calls of LangChain Runnables."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextvars import Context
+from functools import partial
+from typing import Any
+
+from langchain_core.messages import AIMessageChunk, HumanMessage
+from langchain_core.runnables.config import RunnableConfig, set_config_context
+
+from cascadellm.answer import Answer
+from cascadellm.effects import Call, Judge
+from cascadellm.perform import AsyncPerformer, Performer
+from cascadellm.resilience import timeout_message, with_timeout
+from langchain_cascade.calls import CallContext
+from langchain_cascade.convert import answer_of, as_message
+
+__all__ = ["AsyncLangChainPerformer", "LangChainPerformer"]
+
+
+class LangChainPerformer(Performer):
+    """Calls tiers as child runs of the cascade's run, synchronously."""
+
+    def __init__(self, context: CallContext) -> None:
+        super().__init__(context.handlers)
+        self.context = context
+        self.answer: Answer | None = None
+
+    def emit(self, event: Any) -> None:
+        """Tell the engine's handlers, recorders and LangChain's callbacks."""
+        super().emit(event)
+        if self.context.tracing is not None:
+            self.context.tracing.on_event(event)
+
+    def call(self, effect: Call) -> Answer:
+        """Ask a tier."""
+        runnable, messages, arguments, config = self.context.prepare(effect)
+        return self._ask(runnable, messages, arguments, config, effect)
+
+    def judge(self, effect: Judge) -> Answer:
+        """Ask a judge."""
+        runnable, arguments, config = self.context.prepare_judge(effect)
+        messages = [HumanMessage(effect.prompt)]
+        return self._ask(runnable, messages, arguments, config, effect)
+
+    def _ask(
+        self,
+        runnable: Any,
+        messages: Any,
+        arguments: dict[str, Any],
+        config: RunnableConfig,
+        effect: Call | Judge,
+    ) -> Answer:
+        with set_config_context(config) as inside:
+            self.context.enter(inside)
+            ask = partial(inside.run, runnable.invoke, messages, config, **arguments)
+            output = with_timeout(ask, effect.tier.timeout_s, effect.tier.label)
+        return answer_of(as_message(output))
+
+    def live(self, effect: Call) -> Iterator[AIMessageChunk]:
+        """Stream a tier; afterwards `answer` holds the whole answer."""
+        runnable, messages, arguments, config = self.context.prepare(effect)
+        whole: Any = None
+        deadline = _Deadline(effect)
+        with set_config_context(config) as inside:
+            self.context.enter(inside)
+            pieces = inside.run(runnable.stream, messages, config, **arguments)
+            try:
+                while True:
+                    step = partial(inside.run, next, pieces, None)
+                    piece = with_timeout(step, deadline.left(), deadline.label)
+                    if piece is None:
+                        break
+                    whole = piece if whole is None else whole + piece
+                    yield as_chunk(piece)
+            finally:
+                if hasattr(pieces, "close"):
+                    inside.run(pieces.close)
+        self.answer = answer_of(as_message(whole))
+
+
+class AsyncLangChainPerformer(AsyncPerformer):
+    """Calls tiers as child runs of the cascade's run, asynchronously."""
+
+    def __init__(self, context: CallContext) -> None:
+        super().__init__(context.handlers)
+        self.context = context
+        self.answer: Answer | None = None
+
+    def emit(self, event: Any) -> Awaitable[None] | None:
+        """Tell the engine's handlers, recorders and LangChain's callbacks."""
+        super().emit(event)
+        tracing = self.context.tracing
+        return None if tracing is None else tracing.aon_event(event)
+
+    async def call(self, effect: Call) -> Answer:
+        """Ask a tier."""
+        runnable, messages, arguments, config = self.context.prepare(effect)
+        return await self._ask(runnable, messages, arguments, config, effect)
+
+    async def judge(self, effect: Judge) -> Answer:
+        """Ask a judge."""
+        runnable, arguments, config = self.context.prepare_judge(effect)
+        messages = [HumanMessage(effect.prompt)]
+        return await self._ask(runnable, messages, arguments, config, effect)
+
+    async def _ask(
+        self,
+        runnable: Any,
+        messages: Any,
+        arguments: dict[str, Any],
+        config: RunnableConfig,
+        effect: Call | Judge,
+    ) -> Answer:
+        deadline = _Deadline(effect)
+        with set_config_context(config) as inside:
+            self.context.enter(inside)
+            if not self.context.sync_only(runnable):
+                try:
+                    begun = partial(runnable.ainvoke, messages, config, **arguments)
+                    return answer_of(as_message(await _task(begun, inside, deadline)))
+                except NotImplementedError:
+                    self.context.note_sync_only(runnable)
+            config = self.context.as_sync(config)
+            blocking = partial(inside.run, runnable.invoke, messages, config, **arguments)
+            output = await _in_thread(blocking, deadline)
+            return answer_of(as_message(output))
+
+    async def live(self, effect: Call) -> AsyncIterator[AIMessageChunk]:
+        """Stream a tier; afterwards `answer` holds the whole answer."""
+        runnable, messages, arguments, config = self.context.prepare(effect)
+        whole: Any = None
+        deadline = _Deadline(effect)
+        blocking = self.context.sync_only(runnable)
+        if not blocking:
+            with set_config_context(config) as inside:
+                self.context.enter(inside)
+                pieces = runnable.astream(messages, config, **arguments)
+                try:
+                    while True:
+                        piece = await _task(partial(anext, pieces, None), inside, deadline)
+                        if piece is None:
+                            break
+                        whole = piece if whole is None else whole + piece
+                        yield as_chunk(piece)
+                except (NotImplementedError, AttributeError):
+                    # a tier without async streaming says so before its first chunk
+                    if whole is not None:
+                        raise
+                    self.context.note_sync_only(runnable)
+                    blocking = True
+                finally:
+                    await _aclose(pieces, inside)
+        if blocking:
+            self.answer = await self._ask(runnable, messages, arguments, config, effect)
+            yield as_chunk(self.answer.native)
+            return
+        self.answer = answer_of(as_message(whole))
+
+
+class _Deadline:
+    """Time left for one tier's call."""
+
+    def __init__(self, effect: Call | Judge) -> None:
+        self.timeout_s = effect.tier.timeout_s
+        self.label = effect.tier.label
+        self._begun = time.monotonic()
+
+    def left(self) -> float | None:
+        """Return the seconds left, None without a limit."""
+        if self.timeout_s is None:
+            return None
+        return max(1e-3, self.timeout_s - (time.monotonic() - self._begun))
+
+    def error(self) -> TimeoutError:
+        """Return the time-out's error."""
+        assert self.timeout_s is not None
+        return TimeoutError(timeout_message(self.label, self.timeout_s))
+
+
+async def _task(begin: Callable[[], Any], inside: Context, deadline: _Deadline) -> Any:
+    """Await a coroutine inside another context, within the tier's time."""
+
+    async def run() -> Any:
+        return await begin()
+
+    task = asyncio.create_task(run(), context=inside)
+    return await _within(task, deadline)
+
+
+async def _in_thread(function: Callable[[], Any], deadline: _Deadline) -> Any:
+    loop = asyncio.get_running_loop()
+    return await _within(loop.run_in_executor(None, function), deadline)
+
+
+async def _within(work: asyncio.Future[Any], deadline: _Deadline) -> Any:
+    try:
+        async with asyncio.timeout(deadline.left()) as limit:
+            return await work
+    except TimeoutError:
+        if limit.expired():
+            raise deadline.error() from None
+        raise
+
+
+async def _aclose(pieces: Any, inside: Context) -> None:
+    if hasattr(pieces, "aclose"):
+        await asyncio.create_task(pieces.aclose(), context=inside)
+
+
+def as_chunk(piece: Any) -> AIMessageChunk:
+    """Return what a tier streamed as a message chunk."""
+    if isinstance(piece, AIMessageChunk):
+        return piece
+    message = as_message(piece)
+    return AIMessageChunk(
+        content=message.content,
+        additional_kwargs=message.additional_kwargs,
+        response_metadata=message.response_metadata,
+        usage_metadata=message.usage_metadata,
+        tool_calls=message.tool_calls,
+        invalid_tool_calls=message.invalid_tool_calls,
+    )

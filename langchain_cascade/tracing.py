@@ -1,0 +1,214 @@
+"""What a call leaves in callbacks and traces: child runs, decision runs, events, marks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from contextvars import Token
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
+
+from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
+from langchain_core.language_models.base import LangSmithParams
+from langchain_core.runnables import RunnableConfig
+from langchain_core.runnables.config import _set_config_context, var_child_runnable_config
+from langchain_core.tracers.langchain import LangChainTracer
+from langsmith.run_helpers import _set_tracing_context
+
+from cascadellm.answer import Decision, Trace
+from cascadellm.events import Accepted, Decided, Failed, TierAnswered
+from cascadellm.policies import Policy
+from langchain_cascade.muting import muted
+
+__all__ = ["DECISION", "Outer", "Tracing", "outer_marks"]
+
+DECISION = "cascade_decision"
+"""Name of the decision run and of the custom event."""
+
+
+@dataclass(slots=True, eq=False)
+class Outer:
+    """The cascade's own run, as its children need to see it.
+
+    Attributes:
+        run_id: Its id.
+        handlers: Handlers that see the run itself.
+        inheritable_handlers: Handlers that see the runs below it.
+        tags: Tags for the runs below.
+        metadata: Metadata for the runs below.
+        hidden: Metadata names of the cascade that no run below may show.
+    """
+
+    run_id: UUID | None
+    handlers: list[Any] = field(default_factory=list)
+    inheritable_handlers: list[Any] = field(default_factory=list)
+    tags: list[str] = field(default_factory=list)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    hidden: frozenset[str] = frozenset()
+
+    @classmethod
+    def of(cls, manager: Any, run_id: UUID | None, hidden: Iterable[str] = ()) -> Outer:
+        """Read a callback manager or run manager."""
+        return cls(
+            run_id=run_id,
+            handlers=list(manager.handlers),
+            inheritable_handlers=list(manager.inheritable_handlers),
+            tags=list(manager.inheritable_tags),
+            metadata=dict(manager.inheritable_metadata),
+            hidden=frozenset(hidden),
+        )
+
+    @property
+    def watched(self) -> bool:
+        """Whether any handler listens."""
+        return bool(self.handlers or self.inheritable_handlers)
+
+    def child_handlers(self) -> list[Any]:
+        """Return the handlers of the runs below: no draft tokens, no cascade parameters."""
+        cleaned = [self._clean(handler) for handler in self.inheritable_handlers]
+        return muted(cleaned)
+
+    def _clean(self, handler: Any) -> Any:
+        if not self.hidden or not isinstance(handler, LangChainTracer):
+            return handler
+        copy = handler.copy_with_metadata_defaults()
+        if copy.tracing_metadata:
+            kept = {k: v for k, v in copy.tracing_metadata.items() if k not in self.hidden}
+            copy.tracing_metadata = kept
+        return copy
+
+    def child_manager(self, asynchronous: bool) -> Any:
+        """Return a manager whose runs are children of the cascade's run."""
+        cls = AsyncCallbackManager if asynchronous else CallbackManager
+        manager: Any = cls(handlers=[], parent_run_id=self.run_id)
+        manager.set_handlers(self.child_handlers())
+        manager.add_tags(self.tags)
+        own = LangSmithParams.__annotations__
+        manager.add_metadata({k: v for k, v in self.metadata.items() if k not in own})
+        return manager
+
+
+class Tracing:
+    """Opens and closes the decision runs of one call and marks the cascade's run.
+
+    A decision run is open from a tier's answer to the decision, so that whatever the policy
+    asks in between, with or without a config, nests below it.
+    """
+
+    def __init__(self, outer: Outer, manager: Any, boundaries: Mapping[int, Policy]) -> None:
+        self.outer = outer
+        # configured once more, so that handlers from context variables see decisions too
+        self.manager = type(manager).configure(manager)
+        self.boundaries = boundaries
+        self.decision: Any = None
+        self._token: Token[Any] | None = None
+        self._before: dict[str, Any] | None = None
+
+    @property
+    def parent(self) -> Any:
+        """Manager for judges and resamples: below the open decision run, if any."""
+        return self.manager if self.decision is None else self.decision.get_child()
+
+    def on_event(self, event: Any) -> None:
+        """Tell the sync handlers about an event of the engine."""
+        if isinstance(event, TierAnswered) and event.tier in self.boundaries:
+            inputs = _inputs(event, self.boundaries[event.tier])
+            self.enter(self.manager.on_chain_start(None, inputs, name=DECISION))
+        elif isinstance(event, Decided) and self.decision is not None:
+            decision = self.leave()
+            data = payload(event)
+            decision.on_chain_end(data)
+            self.manager.on_custom_event(DECISION, data, run_id=self.outer.run_id)
+        elif isinstance(event, Failed) and self.decision is not None:
+            self.leave().on_chain_error(event.error)
+        self._mark(event)
+
+    async def aon_event(self, event: Any) -> None:
+        """Tell the async handlers about an event of the engine."""
+        if isinstance(event, TierAnswered) and event.tier in self.boundaries:
+            inputs = _inputs(event, self.boundaries[event.tier])
+            self.enter(await self.manager.on_chain_start(None, inputs, name=DECISION))
+        elif isinstance(event, Decided) and self.decision is not None:
+            decision = self.leave()
+            data = payload(event)
+            await decision.on_chain_end(data)
+            await self.manager.on_custom_event(DECISION, data, run_id=self.outer.run_id)
+        elif isinstance(event, Failed) and self.decision is not None:
+            await self.leave().on_chain_error(event.error)
+        self._mark(event)
+
+    def enter(self, decision: Any) -> None:
+        """Make the decision run the parent of calls made without a config."""
+        self.decision = decision
+        config = RunnableConfig(callbacks=decision.get_child(), tags=["nostream"])
+        self._token, self._before = _set_config_context(config)
+
+    def leave(self) -> Any:
+        """Undo `enter` and return the decision run."""
+        if self._token is not None:
+            var_child_runnable_config.reset(self._token)
+            if self._before is not None:
+                _set_tracing_context(self._before)
+        decision, self.decision, self._token, self._before = self.decision, None, None, None
+        return decision
+
+    def close(self) -> None:
+        """Leave a decision run that a cancelled call left open."""
+        if self.decision is not None:
+            self.leave()
+
+    def _mark(self, event: Any) -> None:
+        if isinstance(event, (Accepted, Failed)):
+            metadata, tags = outer_marks(event.trace)
+            for run in self._runs(self.outer.run_id):
+                run.add_metadata(metadata)
+                run.add_tags(tags)
+
+    def _runs(self, run_id: UUID | None) -> Iterable[Any]:
+        """Return the tracers' open runs of this id; they go out with the run's end."""
+        found: dict[int, Any] = {}
+        for handler in self.outer.handlers:
+            run = getattr(handler, "run_map", {}).get(str(run_id))
+            if run is not None and hasattr(run, "add_metadata"):
+                found[id(run)] = run
+        return found.values()
+
+
+def _inputs(event: TierAnswered, policy: Policy) -> dict[str, Any]:
+    return {
+        "tier": event.tier,
+        "name": event.name,
+        "draft": event.answer.text,
+        "policy": policy.name,
+        "threshold": getattr(policy, "threshold", None),
+    }
+
+
+def payload(event: Decided) -> dict[str, Any]:
+    """Return a decision as it stands in events and decision runs."""
+    decision: Decision = event.decision
+    return {"tier": event.tier, "name": event.name, **decision.to_dict()}
+
+
+def outer_marks(trace: Trace) -> tuple[dict[str, Any], list[str]]:
+    """Return the metadata and tags of the cascade's run."""
+    decided = trace.decided
+    metadata = {
+        "cascade_answered_by": trace.answered_by,
+        "cascade_tier": trace.tier,
+        "cascade_escalated": trace.escalated,
+        "cascade_score": None if decided is None else decided.score,
+        "cascade_threshold": None if decided is None else decided.threshold,
+        "cascade_policy": None if decided is None else decided.policy,
+        "cascade_reason": None if decided is None else decided.reason[:250],
+        "cascade_cost_usd": trace.cost_usd,
+    }
+    tags = [] if trace.answered_by is None else [f"cascade:answered_by:{trace.answered_by}"]
+    if trace.escalated:
+        tags.append("cascade:escalated")
+    return {k: _plain(v) for k, v in metadata.items() if v is not None}, tags
+
+
+def _plain(value: Any) -> Any:
+    finite = not isinstance(value, float) or value - value == 0
+    return value if finite else str(value)
