@@ -195,7 +195,7 @@ class CallContext:
             metadata=manager.metadata,
             inheritable_metadata=manager.inheritable_metadata,
         )
-        return RunnableConfig(**{**config, "callbacks": plain})  # type: ignore[typeddict-item]
+        return RunnableConfig(**{**config, "callbacks": plain})
 
     def sync_only(self, runnable: Any) -> bool:
         """Return whether a tier was seen to have no async methods."""

@@ -23,7 +23,6 @@ from langchain_core.utils.uuid import uuid7
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr
 
 from cascadellm.cascade import Outcome
-from cascadellm.errors import ConfigurationError
 from cascadellm.perform import adrive, drive
 from langchain_cascade import identity
 from langchain_cascade.calls import BOUND, BOX, Box, CallContext, visible
@@ -84,7 +83,7 @@ class CascadeLLM(BaseChatModel):
         known = ("on_tier_error", "on_exhausted", "handlers", "tier_callbacks")
         # built before pydantic validates, which would turn our errors into its own
         engine = Engine(tiers, policy, **{k: options[k] for k in known if k in options})
-        super().__init__(tiers=engine.tiers, policy=policy, **options)
+        super().__init__(**{**options, "tiers": engine.tiers, "policy": policy})
         self._engine, self._built_from = engine, self._sources()
 
     def _sources(self) -> tuple[Any, ...]:
@@ -207,7 +206,7 @@ class CascadeLLM(BaseChatModel):
 
     def invoke(
         self,
-        input: LanguageModelInput,
+        input: LanguageModelInput,  # noqa: A002 - the name that LangChain calls it by
         config: RunnableConfig | None = None,
         *,
         stop: list[str] | None = None,
@@ -220,7 +219,7 @@ class CascadeLLM(BaseChatModel):
 
     async def ainvoke(
         self,
-        input: LanguageModelInput,
+        input: LanguageModelInput,  # noqa: A002 - the name that LangChain calls it by
         config: RunnableConfig | None = None,
         *,
         stop: list[str] | None = None,
@@ -231,7 +230,7 @@ class CascadeLLM(BaseChatModel):
         kwargs[BOX] = _box(kwargs, config)
         return await super().ainvoke(input, config, stop=stop, **kwargs)
 
-    def generate(  # type: ignore[override]
+    def generate(
         self,
         messages: list[list[BaseMessage]],
         stop: list[str] | None = None,
@@ -252,7 +251,7 @@ class CascadeLLM(BaseChatModel):
         )
         return put_back(result, box)
 
-    async def agenerate(  # type: ignore[override]
+    async def agenerate(
         self,
         messages: list[list[BaseMessage]],
         stop: list[str] | None = None,
@@ -275,7 +274,7 @@ class CascadeLLM(BaseChatModel):
 
     def stream(
         self,
-        input: LanguageModelInput,
+        input: LanguageModelInput,  # noqa: A002 - the name that LangChain calls it by
         config: RunnableConfig | None = None,
         *,
         stop: list[str] | None = None,
@@ -288,7 +287,7 @@ class CascadeLLM(BaseChatModel):
 
     async def astream(
         self,
-        input: LanguageModelInput,
+        input: LanguageModelInput,  # noqa: A002 - the name that LangChain calls it by
         config: RunnableConfig | None = None,
         *,
         stop: list[str] | None = None,

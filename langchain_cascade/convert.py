@@ -203,9 +203,9 @@ def chat_dicts(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
 
 def _chat_dict(message: BaseMessage) -> dict[str, Any]:
     role = _ROLES.get(message.type)
-    if role is not None and isinstance(message.content, str):
-        if not (getattr(message, "tool_calls", None) or message.additional_kwargs):
-            return {"role": role, "content": message.content}
+    plain = not (getattr(message, "tool_calls", None) or message.additional_kwargs)
+    if role is not None and plain and isinstance(message.content, str):
+        return {"role": role, "content": message.content}
     converted = convert_to_openai_messages([message])
     assert isinstance(converted, list)
     return converted[0]

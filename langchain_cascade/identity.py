@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from langchain_core.language_models.base import BaseLanguageModel, LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
@@ -136,6 +136,21 @@ def profile(models: Sequence[Any]) -> dict[str, Any] | None:
     return merged
 
 
+class Counter(Protocol):
+    """What counts tokens."""
+
+    def get_token_ids(self, text: str) -> list[int]:
+        """Return token ids."""
+
+    def get_num_tokens(self, text: str) -> int:
+        """Count the tokens of a text."""
+
+    def get_num_tokens_from_messages(
+        self, messages: list[BaseMessage], tools: Sequence[Any] | None = None
+    ) -> int:
+        """Count the tokens of a conversation."""
+
+
 class _Approximate:
     """Counts tokens without a tokenizer; LangChain's default would download one."""
 
@@ -151,7 +166,7 @@ class _Approximate:
         return count_tokens_approximately(messages, tools=list(openai_tools(tools)) or None)
 
 
-def counter(engine: Engine) -> Any:
+def counter(engine: Engine) -> Counter:
     """Return what counts tokens: the last tier, or an approximation where it cannot."""
     model = base_model(engine.last)
     if not isinstance(model, BaseChatModel):

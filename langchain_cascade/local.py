@@ -73,7 +73,7 @@ class LocalChatModel(BaseChatModel):
     ) -> None:
         if "max_new_tokens" in settings:
             settings.setdefault("max_tokens", settings.pop("max_new_tokens"))
-        super().__init__(model=_loaded(model, model_kwargs or {}), **settings)
+        super().__init__(**{**settings, "model": _loaded(model, model_kwargs or {})})
 
     def __repr__(self) -> str:
         return f"LocalChatModel({self.model_name!r})"

@@ -40,9 +40,7 @@ class Muted:
 
     def __eq__(self, other: object) -> bool:
         # a tier that was given the same handler itself must not report to it twice
-        return other is self.handler or (
-            isinstance(other, Muted) and other.handler is self.handler
-        )
+        return other is self.handler or (isinstance(other, Muted) and other.handler is self.handler)
 
     def __hash__(self) -> int:
         return hash(id(self.handler))
@@ -51,11 +49,11 @@ class Muted:
         return f"Muted({type(self.handler).__name__})"
 
 
-def _silent(*args: Any, **kwargs: Any) -> None:
+def _silent(*_: Any, **__: Any) -> None:
     return None
 
 
-async def _asilent(*args: Any, **kwargs: Any) -> None:
+async def _asilent(*_: Any, **__: Any) -> None:
     return None
 
 

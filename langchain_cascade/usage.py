@@ -23,7 +23,7 @@ def put_back(result: LLMResult, box: Box) -> LLMResult:
             _generation_with(generation, box.usages.get(run.run_id))
             for generation in result.generations[place]
         ]
-        result.generations[place] = generations  # type: ignore[call-overload]
+        result.generations[place] = generations
     return result
 
 
