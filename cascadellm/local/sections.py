@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 from cascadellm.answer import Part, ToolCall
@@ -59,10 +59,11 @@ class StopStrings:
         if self.hit or not self._stop:
             return "" if self.hit else text
         text = self._held + text
-        found = [at for at in map(text.find, self._stop) if at >= 0]
+        found = [(at + len(s), at) for s in self._stop if (at := text.find(s)) >= 0]
         if found:
             self.hit, self._held = True, ""
-            return text[: min(found)]
+            # the one that ends first, as if the characters had come one by one
+            return text[: min(found)[1]]
         cut = len(text) - open_suffix(text, self._stop)
         self._held = text[cut:]
         return text[:cut]
@@ -186,8 +187,12 @@ class TemplateSections:
 
     def feed(self, text: str) -> list[Chunk]:
         """Take new characters; return those whose part is now certain."""
-        self._text += text
-        return self._read(lambda: self._parser.feed(text))
+        chunks: list[Chunk] = []
+        # one by one, so that an error in the text means the same for every grouping
+        for character in text:
+            self._text += character
+            chunks += self._read(lambda fed=character: self._parser.feed(fed))
+        return chunks
 
     def finish(self) -> list[Chunk]:
         """Return the rest; the text ends here."""
@@ -197,7 +202,7 @@ class TemplateSections:
             self._text = ""
         return chunks
 
-    def _read(self, events: Any) -> list[Chunk]:
+    def _read(self, events: Callable[[], Any]) -> list[Chunk]:
         if self._broken:
             return []
         chunks: list[Chunk] = []
