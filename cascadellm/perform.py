@@ -1,7 +1,7 @@
-"""Drivers: the only place where sync and async differ.
+"""Performers: who answers a plan's effects. Here and in the drivers sync and async differ.
 
-A performer answers effects; a driver runs a plan against it. Adapters subclass the
-performers and say how their framework calls a tier or a judge.
+Adapters subclass the performers and say how their framework calls a tier or a judge; the
+drivers of `cascadellm.drivers` run a plan against them.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import contextvars
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from typing import Any, Generic, TypeVar
+from typing import Any
 
-from cascadellm.answer import Answer
+from cascadellm.answer import Answer, Request
+from cascadellm.drivers import Done, aadvance, adrive, advance, drive
 from cascadellm.effects import (
     Await,
     Call,
@@ -24,7 +24,6 @@ from cascadellm.effects import (
     Emit,
     Enter,
     Judge,
-    Plan,
     Race,
     Relay,
     Sleep,
@@ -33,6 +32,7 @@ from cascadellm.errors import ConfigurationError
 from cascadellm.events import Handler, dispatch
 
 __all__ = [
+    "AsyncLocalPerformer",
     "AsyncPerformer",
     "Done",
     "LocalPerformer",
@@ -42,15 +42,6 @@ __all__ = [
     "advance",
     "drive",
 ]
-
-T = TypeVar("T")
-
-
-@dataclass(frozen=True, slots=True)
-class Done(Generic[T]):
-    """The plan has ended with this value."""
-
-    value: T
 
 
 class Performer:
@@ -259,95 +250,6 @@ class AsyncPerformer:
             await asyncio.gather(*running, return_exceptions=True)
 
 
-def advance(
-    plan: Plan[T],
-    perform: Callable[[Effect], Any],
-    *,
-    send: Any = None,
-    throw: Exception | None = None,
-) -> Relay | Done[T]:
-    """Run a plan up to its next `Relay` or its end.
-
-    Args:
-        plan: The plan, fresh or stopped at a `Relay`.
-        perform: Performs the other effects.
-        send: Result of the `Relay` it stopped at.
-        throw: What the `Relay` raised instead.
-    """
-    result, error = send, throw
-    while True:
-        try:
-            effect = plan.throw(error) if error is not None else plan.send(result)
-        except StopIteration as stop:
-            return Done(stop.value)
-        error = None
-        if isinstance(effect, Relay):
-            return effect
-        try:
-            result = perform(effect)
-        except Exception as raised:
-            error = raised
-
-
-def drive(plan: Plan[T], perform: Callable[[Effect], Any]) -> T:
-    """Run a plan to its end."""
-    result: Any = None
-    error: Exception | None = None
-    try:
-        while True:
-            effect = plan.throw(error) if error is not None else plan.send(result)
-            error = None
-            try:
-                result = perform(effect)
-            except Exception as raised:
-                error = raised
-    except StopIteration as stop:
-        return stop.value  # type: ignore[no-any-return]
-    finally:
-        plan.close()
-
-
-async def aadvance(
-    plan: Plan[T],
-    perform: Callable[[Effect], Any],
-    *,
-    send: Any = None,
-    throw: Exception | None = None,
-) -> Relay | Done[T]:
-    """Async twin of `advance`."""
-    result, error = send, throw
-    while True:
-        try:
-            effect = plan.throw(error) if error is not None else plan.send(result)
-        except StopIteration as stop:
-            return Done(stop.value)
-        error = None
-        if isinstance(effect, Relay):
-            return effect
-        try:
-            result = await perform(effect)
-        except Exception as raised:
-            error = raised
-
-
-async def adrive(plan: Plan[T], perform: Callable[[Effect], Any]) -> T:
-    """Async twin of `drive`."""
-    result: Any = None
-    error: Exception | None = None
-    try:
-        while True:
-            effect = plan.throw(error) if error is not None else plan.send(result)
-            error = None
-            try:
-                result = await perform(effect)
-            except Exception as raised:
-                error = raised
-    except StopIteration as stop:
-        return stop.value  # type: ignore[no-any-return]
-    finally:
-        plan.close()
-
-
 class LocalPerformer(Performer):
     """Calls tiers that the engine can call itself (`LocalLike`), without a framework."""
 
@@ -355,27 +257,50 @@ class LocalPerformer(Performer):
         """Ask a local tier."""
         from cascadellm.resilience import with_timeout
 
-        arguments = {**effect.request.kwargs, **effect.tier.kwargs, **effect.kwargs}
-        if effect.request.tools:
-            arguments.setdefault("tools", list(effect.request.tools))
-        model, messages = effect.tier.model, effect.request.native
-        return with_timeout(
-            lambda: model.generate(messages, **arguments),  # type: ignore[no-any-return]
-            effect.tier.timeout_s,
-            effect.tier.label,
-        )
+        model, arguments = effect.tier.model, _call_arguments(effect)
+
+        def ask() -> Answer:
+            return model.generate(effect.request.native, **arguments)  # type: ignore[no-any-return]
+
+        return with_timeout(ask, effect.tier.timeout_s, effect.tier.label)
 
     def judge(self, effect: Judge) -> Answer:
         """Ask a local judge."""
-        from cascadellm.resilience import with_timeout
+        return self.call(_judge_call(effect))
 
-        messages = [{"role": "user", "content": effect.prompt}]
-        arguments = {**effect.tier.kwargs, **effect.kwargs}
-        return with_timeout(
-            lambda: effect.tier.model.generate(messages, **arguments),  # type: ignore[no-any-return]
-            effect.tier.timeout_s,
-            effect.tier.label,
-        )
+
+class AsyncLocalPerformer(AsyncPerformer):
+    """Async twin of `LocalPerformer`."""
+
+    async def call(self, effect: Call) -> Answer:
+        """Ask a local tier."""
+        from cascadellm.resilience import timeout_message
+
+        tier, arguments = effect.tier, _call_arguments(effect)
+        asked = tier.model.agenerate(effect.request.native, **arguments)
+        try:
+            async with asyncio.timeout(tier.timeout_s) as limit:
+                return await asked  # type: ignore[no-any-return]
+        except TimeoutError:
+            if tier.timeout_s is None or not limit.expired():
+                raise
+            raise TimeoutError(timeout_message(tier.label, tier.timeout_s)) from None
+
+    async def judge(self, effect: Judge) -> Answer:
+        """Ask a local judge."""
+        return await self.call(_judge_call(effect))
+
+
+def _call_arguments(effect: Call) -> dict[str, Any]:
+    arguments = {**effect.request.kwargs, **effect.tier.kwargs, **effect.kwargs}
+    if effect.request.tools:
+        arguments.setdefault("tools", list(effect.request.tools))
+    return arguments
+
+
+def _judge_call(effect: Judge) -> Call:
+    request = Request([{"role": "user", "content": effect.prompt}], effect.prompt)
+    return Call(-1, effect.tier, request, effect.reads, effect.kwargs, effect.purpose)
 
 
 def _queued(effect: Enter) -> str:

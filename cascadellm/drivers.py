@@ -1,0 +1,109 @@
+"""Drivers: run a plan against a performer, to its end or to its next `Relay`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from cascadellm.effects import Effect, Plan, Relay
+
+__all__ = ["Done", "aadvance", "adrive", "advance", "drive"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Done(Generic[T]):
+    """The plan has ended with this value."""
+
+    value: T
+
+
+def advance(
+    plan: Plan[T],
+    perform: Callable[[Effect], Any],
+    *,
+    send: Any = None,
+    throw: Exception | None = None,
+) -> Relay | Done[T]:
+    """Run a plan up to its next `Relay` or its end.
+
+    Args:
+        plan: The plan, fresh or stopped at a `Relay`.
+        perform: Performs the other effects.
+        send: Result of the `Relay` it stopped at.
+        throw: What the `Relay` raised instead.
+    """
+    result, error = send, throw
+    while True:
+        try:
+            effect = plan.throw(error) if error is not None else plan.send(result)
+        except StopIteration as stop:
+            return Done(stop.value)
+        error = None
+        if isinstance(effect, Relay):
+            return effect
+        try:
+            result = perform(effect)
+        except Exception as raised:
+            error = raised
+
+
+def drive(plan: Plan[T], perform: Callable[[Effect], Any]) -> T:
+    """Run a plan to its end."""
+    result: Any = None
+    error: Exception | None = None
+    try:
+        while True:
+            effect = plan.throw(error) if error is not None else plan.send(result)
+            error = None
+            try:
+                result = perform(effect)
+            except Exception as raised:
+                error = raised
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+    finally:
+        plan.close()
+
+
+async def aadvance(
+    plan: Plan[T],
+    perform: Callable[[Effect], Any],
+    *,
+    send: Any = None,
+    throw: Exception | None = None,
+) -> Relay | Done[T]:
+    """Async twin of `advance`."""
+    result, error = send, throw
+    while True:
+        try:
+            effect = plan.throw(error) if error is not None else plan.send(result)
+        except StopIteration as stop:
+            return Done(stop.value)
+        error = None
+        if isinstance(effect, Relay):
+            return effect
+        try:
+            result = await perform(effect)
+        except Exception as raised:
+            error = raised
+
+
+async def adrive(plan: Plan[T], perform: Callable[[Effect], Any]) -> T:
+    """Async twin of `drive`."""
+    result: Any = None
+    error: Exception | None = None
+    try:
+        while True:
+            effect = plan.throw(error) if error is not None else plan.send(result)
+            error = None
+            try:
+                result = await perform(effect)
+            except Exception as raised:
+                error = raised
+    except StopIteration as stop:
+        return stop.value  # type: ignore[no-any-return]
+    finally:
+        plan.close()
