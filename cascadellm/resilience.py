@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import tenacity
 
@@ -149,7 +149,7 @@ def retry_after(
 
 def _asked_wait(error: BaseException | None) -> float | None:
     """Read Retry-After (seconds or an HTTP date) from an error's response."""
-    headers = getattr(getattr(error, "response", None), "headers", None)
+    headers: Any = getattr(getattr(error, "response", None), "headers", None)
     value = headers.get("retry-after") if hasattr(headers, "get") else None
     if value is None:
         return None
@@ -189,7 +189,7 @@ def ask(call: Call, *, live: bool) -> Plan[Answer]:
             state.prepare_for_next_attempt()
             yield Sleep(float(step))
         else:
-            return step
+            return cast("Answer", step)
 
 
 def _once(call: Call, live: bool) -> Plan[Answer]:
@@ -197,7 +197,7 @@ def _once(call: Call, live: bool) -> Plan[Answer]:
     breaker, bulkhead = call.tier.breaker, call.tier.bulkhead
     effect = Relay(call) if live else call
     if breaker is None and bulkhead is None:
-        return (yield effect)
+        return cast("Answer", (yield effect))
     if breaker is not None:
         breaker.enter(call.tier.label)
     ended = False

@@ -168,7 +168,7 @@ def score_from_config(config: Mapping[str, Any]) -> Score:
     Raises:
         ConfigurationError: The name is unknown.
     """
-    kind = config.get("type")
+    kind = str(config.get("type"))
     if kind == "quantile_logprob":
         return quantile_logprob(config["level"])
     if kind in SCORES:

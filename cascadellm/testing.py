@@ -116,14 +116,15 @@ class FakeModel:
             reply = Answer(text="", tool_calls=(named,), finish_reason="tool_calls")
         elif isinstance(reply, str):
             reply = Answer(text=reply, finish_reason="stop")
-        tokens = reply.tokens
+        answer: Answer = reply
+        tokens = answer.tokens
         if tokens is None and self.logprob is not None:
-            part: Any = "answer" if reply.text else "arguments"
-            words = _words(reply.text) or [str(call.arguments) for call in reply.tool_calls]
+            part: Any = "answer" if answer.text else "arguments"
+            words = _words(answer.text) or [str(call.arguments) for call in answer.tool_calls]
             tokens = tuple(TokenScore(word, self.logprob, part=part) for word in words)
-        count = len(tokens) if tokens is not None else len(_words(reply.text))
-        usage = reply.usage or Usage(len(str(messages).split()), max(1, count))
-        return replace(reply, tokens=tokens, usage=usage)
+        count = len(tokens) if tokens is not None else len(_words(answer.text))
+        usage = answer.usage or Usage(len(str(messages).split()), max(1, count))
+        return replace(answer, tokens=tokens, usage=usage)
 
 
 def _words(text: str) -> list[str]:

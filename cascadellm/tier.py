@@ -204,8 +204,9 @@ def named(tiers: Sequence[Tier]) -> tuple[Tier, ...]:
                 count += 1
                 name = f"{base}-{count}"
             taken.add(name)
-            tier = tier.but(name=name)
-        result.append(tier)
+            result.append(tier.but(name=name))
+        else:
+            result.append(tier)
     return tuple(result)
 
 

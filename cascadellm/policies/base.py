@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Generator, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 from cascadellm.answer import Answer, Attempt, Decision, Request
@@ -69,7 +69,7 @@ class Moment:
         return self.answer
 
 
-Result: TypeAlias = Decision | None | Plan[Any] | Awaitable[Any]
+Result: TypeAlias = Decision | Plan[Any] | Awaitable[Any] | None
 
 
 class Policy:
@@ -233,16 +233,16 @@ def _watch_all(parts: tuple[Policy, ...], moment: Moment) -> Watch | None:
 
 
 def _check_parts(name: str, parts: Any) -> tuple[Policy, ...]:
-    parts = tuple(as_policy(part) for part in parts)
-    if not parts:
+    ready = tuple(as_policy(part) for part in parts)
+    if not ready:
         raise ConfigurationError(f"{name} needs at least one policy")
-    for part in parts:
+    for part in ready:
         if part.level == "token":
             raise ConfigurationError(
                 f"{part.name} decides per token and cannot be combined with answer-level "
                 "policies; give it a boundary of its own"
             )
-    return parts
+    return ready
 
 
 @dataclass(frozen=True, slots=True)
@@ -262,7 +262,7 @@ class AnyOf(Policy):
         for part in self.parts:
             route = yield from resolve(part.before(moment), part.name)
             if route is not None and route.defer:
-                return cast(Decision, route)
+                return cast("Decision", route)
         return None
 
     def watch(self, moment: Moment) -> Watch | None:
@@ -277,7 +277,7 @@ class AnyOf(Policy):
             # the score shown for an accepted answer is that of the part that has one
             if decision is None or decision.score is None:
                 decision = following
-        return cast(Decision, decision)
+        return cast("Decision", decision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -307,7 +307,7 @@ class AllOf(Policy):
             decision = yield from _decided(part, moment)
             if not decision.defer:
                 return decision
-        return cast(Decision, decision)
+        return cast("Decision", decision)
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,4 +336,4 @@ class Not(Policy):
 
 def config_fields(policy: Policy) -> list[str]:
     """Return the names of a policy's configuration fields."""
-    return [f.name for f in fields(policy)] if hasattr(policy, "__dataclass_fields__") else []
+    return [f.name for f in fields(policy)] if is_dataclass(policy) else []

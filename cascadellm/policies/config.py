@@ -71,9 +71,9 @@ def _decode(value: Any, allow: Mapping[str, Any]) -> Any:
         return value
     if "type" not in value:
         return {key: _decode(item, allow) for key, item in value.items()}
-    kind = value["type"]
+    kind = str(value["type"])
     if kind == "named":
-        name = value.get("name")
+        name = str(value.get("name"))
         if name in allow:
             return allow[name]
         raise ConfigurationError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from cascadellm.answer import Answer, Decision
@@ -76,7 +77,7 @@ class Threshold(Policy):
         from cascadellm.scores import score_from_config
 
         if not isinstance(calibration, Calibration):
-            calibration = Calibration.load(cast("str | PathLike[str]", calibration))
+            calibration = Calibration.load(Path(cast("str | PathLike[str]", calibration)))
         if score is None:
             if not calibration.score:
                 raise ConfigurationError(

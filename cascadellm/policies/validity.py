@@ -106,7 +106,8 @@ def schema_error(value: Any, schema: Mapping[str, Any]) -> str | None:
     Raises:
         MissingDependencyError: `jsonschema` is not installed.
     """
-    error = next(_validator(json.dumps(schema, sort_keys=True, default=str)).iter_errors(value), None)
+    validator = _validator(json.dumps(schema, sort_keys=True, default=str))
+    error = next(validator.iter_errors(value), None)
     if error is None:
         return None
     place = "/".join(str(part) for part in error.absolute_path)
