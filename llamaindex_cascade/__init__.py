@@ -1,12 +1,12 @@
 """CascadeLLM for LlamaIndex: a cheap local model and a large one answer as one LLM.
 
-    from llamaindex_cascade import CascadeLLM, Threshold, mean_logprob
+from llamaindex_cascade import CascadeLLM, Threshold, mean_logprob
 
-    llm = CascadeLLM(tiers=[small, large], policy=Threshold(mean_logprob, -0.35))
-    llm.complete("Why is the sky blue?").additional_kwargs["cascade"]
+llm = CascadeLLM(tiers=[small, large], policy=Threshold(mean_logprob, -0.35))
+llm.complete("Why is the sky blue?").additional_kwargs["cascade"]
 """
 
-from llama_index.core.instrumentation import get_dispatcher
+from llama_index_instrumentation import get_dispatcher
 
 # created before any submodule's, which then become its children
 get_dispatcher("llamaindex_cascade")

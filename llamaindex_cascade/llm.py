@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from llama_index.core.base.llms.types import (
@@ -95,9 +95,7 @@ class CascadeLLM(FunctionCallingLLM):
         book = TierBook()
         if isinstance(tiers, (list, tuple)):
             tiers = [book.enter(tier) for tier in tiers]
-        cascade = Cascade(
-            tiers, policy, on_tier_error=on_tier_error, on_exhausted=on_exhausted
-        )
+        cascade = Cascade(tiers, policy, on_tier_error=on_tier_error, on_exhausted=on_exhausted)
         super().__init__(
             tiers=cascade.tiers,
             policy=policy,
@@ -125,7 +123,7 @@ class CascadeLLM(FunctionCallingLLM):
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
-        if name == "callback_manager" and self.__pydantic_private__ is not None:
+        if name == "callback_manager":
             self._share_callbacks(value)
 
     def _share_callbacks(self, manager: CallbackManager) -> None:
@@ -133,7 +131,8 @@ class CascadeLLM(FunctionCallingLLM):
 
         LlamaIndex assigns managers after construction and counts tokens through them.
         """
-        if self.__pydantic_private__.get("_book") is None or not manager.handlers:
+        private = self.__pydantic_private__ or {}
+        if private.get("_book") is None or not manager.handlers:
             return
         for llm in self._llms():
             if not llm.callback_manager.handlers or llm.callback_manager is self._shared:
@@ -146,9 +145,7 @@ class CascadeLLM(FunctionCallingLLM):
     @field_serializer("tiers")
     def _tiers_payload(self, tiers: Any) -> list[dict[str, Any]]:
         # tiers hold credentials; what leaves the process is their public description
-        return [
-            {"name": tier.label, **self._book.llm(tier.model).to_payload()} for tier in tiers
-        ]
+        return [{"name": tier.label, **self._book.llm(tier.model).to_payload()} for tier in tiers]
 
     @field_serializer("policy")
     def _policy_payload(self, policy: Any) -> list[str]:
@@ -221,14 +218,12 @@ class CascadeLLM(FunctionCallingLLM):
             await self.rate_limiter.async_acquire()
         return observed.end(await AsyncSession(*self._parts(asked, kwargs)).run())
 
-    def _open(self, asked: Asked, observed: Observed, kwargs: dict[str, Any]) -> Iterator[Any]:
+    def _open(self, asked: Asked, observed: Observed, kwargs: dict[str, Any]) -> Any:
         if self.rate_limiter is not None:
             self.rate_limiter.acquire()
         return observed.relay(Session(*self._parts(asked, kwargs)).open())
 
-    async def _aopen(
-        self, asked: Asked, observed: Observed, kwargs: dict[str, Any]
-    ) -> AsyncIterator[Any]:
+    async def _aopen(self, asked: Asked, observed: Observed, kwargs: dict[str, Any]) -> Any:
         if self.rate_limiter is not None:
             await self.rate_limiter.async_acquire()
         return observed.arelay(await AsyncSession(*self._parts(asked, kwargs)).open())
@@ -238,50 +233,66 @@ class CascadeLLM(FunctionCallingLLM):
     def chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation."""
         with self.callback_manager.as_trace("chat"):
-            return self._run(*self._asked(messages, kwargs), kwargs)
+            response: ChatResponse = self._run(*self._asked(messages, kwargs), kwargs)
+            return response
 
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Decide, then return the stream of the accepted answer."""
         with self.callback_manager.as_trace("chat"):
-            return self._open(*self._asked(messages, kwargs), kwargs)
+            chunks: ChatResponseGen = self._open(*self._asked(messages, kwargs), kwargs)
+            return chunks
 
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
         """Answer a conversation."""
         with self.callback_manager.as_trace("chat"):
-            return await self._arun(*self._asked(messages, kwargs), kwargs)
+            response: ChatResponse = await self._arun(*self._asked(messages, kwargs), kwargs)
+            return response
 
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
         """Decide, then return the stream of the accepted answer."""
         with self.callback_manager.as_trace("chat"):
-            return await self._aopen(*self._asked(messages, kwargs), kwargs)
+            chunks: ChatResponseAsyncGen = await self._aopen(*self._asked(messages, kwargs), kwargs)
+            return chunks
 
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
         """Answer a prompt; chat tiers read it as one user message."""
         with self.callback_manager.as_trace("completion"):
-            return self._run(*self._completed(prompt, formatted, kwargs), kwargs)
+            response: CompletionResponse = self._run(
+                *self._completed(prompt, formatted, kwargs), kwargs
+            )
+            return response
 
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
         """Decide, then return the stream of the accepted answer."""
         with self.callback_manager.as_trace("completion"):
-            return self._open(*self._completed(prompt, formatted, kwargs), kwargs)
+            chunks: CompletionResponseGen = self._open(
+                *self._completed(prompt, formatted, kwargs), kwargs
+            )
+            return chunks
 
     async def acomplete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponse:
         """Answer a prompt; chat tiers read it as one user message."""
         with self.callback_manager.as_trace("completion"):
-            return await self._arun(*self._completed(prompt, formatted, kwargs), kwargs)
+            response: CompletionResponse = await self._arun(
+                *self._completed(prompt, formatted, kwargs), kwargs
+            )
+            return response
 
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
         """Decide, then return the stream of the accepted answer."""
         with self.callback_manager.as_trace("completion"):
-            return await self._aopen(*self._completed(prompt, formatted, kwargs), kwargs)
+            chunks: CompletionResponseAsyncGen = await self._aopen(
+                *self._completed(prompt, formatted, kwargs), kwargs
+            )
+            return chunks
 
     # -- tools and prompts --
 

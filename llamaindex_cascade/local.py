@@ -35,7 +35,13 @@ from llamaindex_cascade.tools import chat_arguments, selections
 __all__ = ["LocalLLM", "local_model"]
 
 _IGNORED = frozenset(
-    {"tool_choice", "tool_required", "allow_parallel_tool_calls", "parallel_tool_calls", "formatted"}
+    {
+        "tool_choice",
+        "tool_required",
+        "allow_parallel_tool_calls",
+        "parallel_tool_calls",
+        "formatted",
+    }
 )
 
 
@@ -49,7 +55,7 @@ def local_model(model: str | LocalLike, **options: Any) -> LocalLike:
     if isinstance(model, str):
         from cascadellm.local import LocalModel
 
-        return cast(LocalLike, LocalModel(model.removeprefix("hf:"), **options))
+        return cast("LocalLike", LocalModel(model.removeprefix("hf:"), **options))
     if isinstance(model, LocalLike):
         return model
     raise ConfigurationError(
@@ -214,9 +220,7 @@ def _one(prompt: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": prompt}]
 
 
-def _message(
-    text: str, reasoning: str | None, answer: Answer | None = None
-) -> ChatMessage:
+def _message(text: str, reasoning: str | None, answer: Answer | None = None) -> ChatMessage:
     blocks: list[Any] = [ThinkingBlock(content=reasoning)] if reasoning else []
     calls = answer.tool_calls if answer is not None else ()
     if text or not calls:
@@ -258,7 +262,7 @@ def _grown(piece: Piece, text: str, reasoning: str) -> ChatResponse:
 
 def _chunks(pieces: Iterator[Piece]) -> ChatResponseGen:
     text = reasoning = ""
-    with closing(cast(Any, pieces)):
+    with closing(cast("Any", pieces)):
         for piece in pieces:
             text, reasoning = text + piece.text, reasoning + piece.reasoning
             yield _grown(piece, text, reasoning)
@@ -266,7 +270,7 @@ def _chunks(pieces: Iterator[Piece]) -> ChatResponseGen:
 
 async def _achunks(pieces: AsyncIterator[Piece]) -> ChatResponseAsyncGen:
     text = reasoning = ""
-    async with aclosing(cast(Any, pieces)):
+    async with aclosing(cast("Any", pieces)):
         async for piece in pieces:
             text, reasoning = text + piece.text, reasoning + piece.reasoning
             yield _grown(piece, text, reasoning)

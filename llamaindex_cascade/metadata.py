@@ -67,11 +67,11 @@ def refuses(llm: LLM, request: Request) -> tuple[str, str] | None:
     count = _counter(llm)(text_of(asked.messages)) + _PER_MESSAGE * len(asked.messages)
     if count + output <= window:
         return None
-    return (
-        "context_window",
+    reason = (
         f"the prompt has about {count} tokens and {output} are kept for the answer, more than "
-        f"the {window} of this tier",
+        f"the {window} of this tier"
     )
+    return "context_window", reason
 
 
 def _counter(llm: LLM) -> Callable[[str], int]:

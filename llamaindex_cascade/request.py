@@ -44,7 +44,8 @@ def request_of(asked: Asked, kwargs: dict[str, Any]) -> Request:
     """Return the engine's request; takes the cascade's own arguments out of `kwargs`."""
     documents = tuple(kwargs.pop("cascade_documents", ()) or ())
     metadata = dict(kwargs.pop("cascade_metadata", None) or {})
-    tools = asked.tools or tuple(t for t in kwargs.get("tools", ()) if isinstance(t, Mapping))
+    given = asked.tools or kwargs.get("tools") or ()
+    tools: tuple[Mapping[str, Any], ...] = tuple(t for t in given if isinstance(t, Mapping))
     parser = asked.output_parser
     return Request(
         native=asked,

@@ -67,15 +67,18 @@ class Session:
         try:
             step = advance(plan, perform)
             while isinstance(step, Relay):
-                if not isinstance(step.source, Call):
-                    step = advance(plan, perform, send=step.source)
+                source = step.source
+                if not isinstance(source, Call):
+                    step = advance(plan, perform, send=source)
                     continue
                 try:
-                    chunks, first = self._start(step.source)
+                    chunks, first = self._start(source)
                 except Exception as error:
                     step = advance(plan, perform, throw=error)
                     continue
-                return self._live(step.source, chunks, first)
+                # recorders open around the call are told, wherever the stream is read
+                context = contextvars.copy_context()
+                return _live(source, chunks, first, plan, perform, context)
         finally:
             self._spans.close(sys.exception())
         return replay(step.value.answer, step.value.trace)
@@ -87,13 +90,6 @@ class Session:
         first = with_timeout(lambda: next(chunks, _END), call.tier.timeout_s, name)
         self._spans.live(call.index, name, time.perf_counter() - begun)
         return chunks, first
-
-    def _live(
-        self, call: Call, chunks: Any, first: ChatResponse
-    ) -> Iterator[ChatResponse]:
-        # recorders that were open around the call are told, wherever the stream is read
-        context = contextvars.copy_context()
-        return _live(call, chunks, first, self._plan, self._perform, context)
 
 
 def _live(
@@ -152,16 +148,17 @@ class AsyncSession:
         try:
             step = await aadvance(plan, perform)
             while isinstance(step, Relay):
-                if not isinstance(step.source, Call):
-                    step = await aadvance(plan, perform, send=step.source)
+                source = step.source
+                if not isinstance(source, Call):
+                    step = await aadvance(plan, perform, send=source)
                     continue
                 try:
-                    chunks, first = await self._start(step.source)
+                    chunks, first = await self._start(source)
                 except Exception as error:
                     step = await aadvance(plan, perform, throw=error)
                     continue
                 context = contextvars.copy_context()
-                return _alive(step.source, chunks, first, plan, perform, context)
+                return _alive(source, chunks, first, plan, perform, context)
         finally:
             self._spans.close(sys.exception())
         return _areplay(step.value)

@@ -17,11 +17,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from llama_index.core.bridge.pydantic import BaseModel
-from llama_index.core.instrumentation import Dispatcher, NullEventHandler, NullSpanHandler
-from llama_index.core.instrumentation import get_dispatcher
-from llama_index.core.instrumentation.dispatcher import active_instrument_tags
-from llama_index.core.instrumentation.events.span import SpanDropEvent
-from llama_index.core.instrumentation.span import active_span_id
+from llama_index_instrumentation import get_dispatcher
+from llama_index_instrumentation.dispatcher import Dispatcher, active_instrument_tags
+from llama_index_instrumentation.event_handlers import NullEventHandler
+from llama_index_instrumentation.events.span import SpanDropEvent
+from llama_index_instrumentation.span import active_span_id
+from llama_index_instrumentation.span_handlers import NullSpanHandler
 
 from cascadellm import Cascade, events
 from cascadellm.answer import Attempt, Decision, Trace

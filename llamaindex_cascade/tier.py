@@ -162,7 +162,7 @@ class CascadeTier:
         if asked.tools and isinstance(self.llm, FunctionCallingLLM):
             tools = [spec.tool for spec in asked.tools]
             options = {k: v for k, v in asked.options.items() if v is not None}
-            prepared = self.llm._prepare_chat_with_tools_compat(
+            prepared = self.llm._prepare_chat_with_tools_compat(  # noqa: SLF001 - their hook
                 tools, chat_history=messages, **options, **merged
             )
             return "chat", prepared
@@ -197,7 +197,7 @@ class CascadeTier:
         if asked.tools and isinstance(self.llm, FunctionCallingLLM):
             tools = [spec.tool for spec in asked.tools]
             parallel = bool(asked.options.get("allow_parallel_tool_calls"))
-            return self.llm._validate_chat_with_tools_response(
+            return self.llm._validate_chat_with_tools_response(  # noqa: SLF001 - their hook
                 chat, tools, allow_parallel_tool_calls=parallel
             )
         return chat
@@ -222,7 +222,7 @@ async def _pumped(chunks: Any) -> AsyncIterator[Any]:
     step = None
     try:
         while True:
-            step = loop.run_in_executor(None, context.run, next, chunks, _END)
+            step = loop.run_in_executor(None, lambda: context.run(next, chunks, _END))
             chunk = await asyncio.shield(step)
             if chunk is _END:
                 return

@@ -3,55 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import importlib.util
 import json
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
-from llama_index.core.llms import ChatMessage
 
 from cascadellm import record_cascade
 from llamaindex_cascade import CascadeLLM
+from tests.llamaindex.li_support import ENDPOINTS, ask, text_of
+from tests.scenarios import SCENARIOS, Scenario
 
 
-def _scenarios() -> Any:
-    path = Path(__file__).parents[1] / "scenarios.py"
-    name = "tests_scenarios"
-    if name not in sys.modules:
-        spec = importlib.util.spec_from_file_location(name, path)
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[name] = module
-        spec.loader.exec_module(module)
-    return sys.modules[name].SCENARIOS
-
-
-SCENARIOS = _scenarios()
-ENDPOINTS = (
-    "chat",
-    "stream_chat",
-    "achat",
-    "astream_chat",
-    "complete",
-    "stream_complete",
-    "acomplete",
-    "astream_complete",
-)
-
-
-async def _ask(llm: CascadeLLM, endpoint: str, question: str, kwargs: dict[str, Any]) -> list[Any]:
-    """Call an endpoint; return its response, or all chunks of its stream."""
-    asked = question if "complete" in endpoint else [ChatMessage(role="user", content=question)]
-    result = getattr(llm, endpoint)(asked, **kwargs)
-    if endpoint.startswith("a"):
-        result = await result
-    if "stream" not in endpoint:
-        return [result]
-    return [c async for c in result] if endpoint.startswith("a") else list(result)
-
-
-def _call(scenario: Any, endpoint: str) -> tuple[list[Any], CascadeLLM, list[Any], Any]:
+def _call(scenario: Scenario, endpoint: str) -> tuple[list[Any], CascadeLLM, list[Any], Any]:
     models = scenario.models()
     llm = CascadeLLM(models, scenario.policy, **scenario.options)
     kwargs: dict[str, Any] = {}
@@ -61,19 +24,15 @@ def _call(scenario: Any, endpoint: str) -> tuple[list[Any], CascadeLLM, list[Any
         kwargs["cascade_tier"] = scenario.pin
     with record_cascade() as recorder:
         try:
-            chunks = asyncio.run(_ask(llm, endpoint, scenario.question, kwargs))
+            chunks = asyncio.run(ask(llm, endpoint, scenario.question, **kwargs))
         except Exception as error:
             return [], llm, models, (recorder.traces, error)
     return chunks, llm, models, (recorder.traces, None)
 
 
-def _text(response: Any) -> str:
-    return response.text if hasattr(response, "text") else response.message.content or ""
-
-
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
-def test_scenario_takes_the_same_decision_on_every_endpoint(scenario: Any, endpoint: str) -> None:
+def test_scenario_takes_the_same_decision_on_every_endpoint(scenario: Scenario, endpoint: str) -> None:
     """Text, tier, record and error of a scenario do not depend on the endpoint."""
     chunks, _, models, (traces, error) = _call(scenario, endpoint)
     assert 1 == len(traces)
@@ -88,7 +47,7 @@ def test_scenario_takes_the_same_decision_on_every_endpoint(scenario: Any, endpo
         return
     assert error is None, error
     last = chunks[-1]
-    assert scenario.text == _text(last)
+    assert scenario.text == text_of(last)
     record = last.additional_kwargs["cascade"]
     assert trace.to_dict() == record == last.raw["cascade"]
     assert scenario.escalated == record["escalated"]
@@ -98,10 +57,8 @@ def test_scenario_takes_the_same_decision_on_every_endpoint(scenario: Any, endpo
 
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS[:4])
-@pytest.mark.parametrize(
-    "scenario", [s for s in SCENARIOS if s.tool_calls], ids=lambda s: s.name
-)
-def test_scenario_tool_calls_are_read_back(scenario: Any, endpoint: str) -> None:
+@pytest.mark.parametrize("scenario", [s for s in SCENARIOS if s.tool_calls], ids=lambda s: s.name)
+def test_scenario_tool_calls_are_read_back(scenario: Scenario, endpoint: str) -> None:
     """The accepted answer's tool calls are read back through the cascade."""
     chunks, llm, _, _ = _call(scenario, endpoint)
     calls = llm.get_tool_calls_from_response(chunks[-1])
@@ -109,7 +66,7 @@ def test_scenario_tool_calls_are_read_back(scenario: Any, endpoint: str) -> None
 
 
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
-def test_scenario_gives_tiers_the_same_arguments_everywhere(scenario: Any) -> None:
+def test_scenario_gives_tiers_the_same_arguments_everywhere(scenario: Scenario) -> None:
     """What a tier is asked with does not depend on the endpoint (w5)."""
     seen = []
     for endpoint in ENDPOINTS:
