@@ -20,6 +20,7 @@ from cascadellm.answer import (
 from cascadellm.breaker import Breaker
 from cascadellm.bulkhead import Bulkhead
 from cascadellm.cascade import Cascade, Outcome
+from cascadellm.context import call_context
 from cascadellm.errors import (
     BudgetExceededError,
     CalibrationError,
@@ -44,6 +45,7 @@ from cascadellm.policies import (
     Always,
     AnyOf,
     Custom,
+    Grounded,
     Never,
     Not,
     Policy,
@@ -79,6 +81,7 @@ __all__ = [
     "Custom",
     "DeadlineExceededError",
     "Decision",
+    "Grounded",
     "InsufficientDataError",
     "JsonlSink",
     "MissingDependencyError",
@@ -108,6 +111,7 @@ __all__ = [
     "Valid",
     "VocabularyMismatchError",
     "__version__",
+    "call_context",
     "margin",
     "mean_entropy",
     "mean_logprob",

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
 from cascadellm.answer import Answer, Decision, Request, Trace
+from cascadellm.context import with_context
 from cascadellm.effects import Call, Emit, Interrupted, Plan, Relay
 from cascadellm.errors import CascadeError, ConfigurationError
 from cascadellm.events import (
@@ -127,6 +128,7 @@ class Cascade:
             pin: Name of the only tier to ask.
             admit: Says which tiers cannot take the request; the last one is always asked.
         """
+        request = with_context(request)
         ledger = Ledger(self.clock, self.deadline_s)
         units = self.units if pin is None else (self._pinned(pin),)
         try:

@@ -11,6 +11,7 @@ from cascadellm.policies.base import (
     as_policy,
 )
 from cascadellm.policies.config import policy_from_config, policy_to_config
+from cascadellm.policies.grounded import Grounded
 from cascadellm.policies.simple import Always, Never
 from cascadellm.policies.threshold import Threshold
 from cascadellm.policies.validity import Valid
@@ -20,6 +21,7 @@ __all__ = [
     "Always",
     "AnyOf",
     "Custom",
+    "Grounded",
     "Moment",
     "Never",
     "Not",

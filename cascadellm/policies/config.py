@@ -8,6 +8,7 @@ from typing import Any
 
 from cascadellm.errors import ConfigurationError
 from cascadellm.policies.base import AllOf, AnyOf, Custom, Not, Policy, config_fields
+from cascadellm.policies.grounded import Grounded
 from cascadellm.policies.simple import Always, Never
 from cascadellm.policies.threshold import Threshold
 from cascadellm.policies.validity import Valid
@@ -16,7 +17,7 @@ from cascadellm.scores import SCORES, Score, score_from_config
 __all__ = ["POLICIES", "policy_from_config", "policy_to_config"]
 
 POLICIES: Mapping[str, type[Policy]] = MappingProxyType(
-    {cls.__name__: cls for cls in (AllOf, Always, AnyOf, Custom, Never, Not, Threshold, Valid)}
+    {cls.__name__: cls for cls in (AllOf, Always, AnyOf, Custom, Grounded, Never, Not, Threshold, Valid)}
 )
 """Policies that configs may name."""
 
