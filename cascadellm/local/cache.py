@@ -68,7 +68,7 @@ class Rollback:
         for layer in self._cache.layers:
             if type(layer) is not DynamicLayer:
                 layer.crop(-removed)
-            elif removed:
+            elif removed and layer.keys is not None and layer.values is not None:
                 # views: the next append copies what is kept, so nothing stays behind
                 layer.keys = layer.keys[:, :, :length]
                 layer.values = layer.values[:, :, :length]

@@ -199,7 +199,8 @@ class Decoder:
         kept, written = 0, None
         if count:
             rows = torch.cat(block.rows)
-            scaled_q = torch.cat(block.laws) if block.laws else self._shaper.scaled(rows, text, base)
+            laws = block.laws
+            scaled_q = torch.cat(laws) if laws else self._shaper.scaled(rows, text, base)
             pi = self._target(rows, target_rows[:count], scaled_q, scaled_p[:count])
             kept, law = self._accept(block.tokens, pi, scaled_q)
             written = None if law is None else self._choices.residual(law)

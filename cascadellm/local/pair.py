@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from cascadellm.answer import Answer, Piece
 from cascadellm.errors import ConfigurationError
@@ -75,7 +75,7 @@ class SpeculativePair:
         """Return this very pair: copies of a chain share the loaded models."""
         return self
 
-    def __enter__(self) -> SpeculativePair:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(

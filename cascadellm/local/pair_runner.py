@@ -140,24 +140,25 @@ class PairRunner:
         device = self.target.device
         shaper = Shaper(processors(settings, device), settings.greedy)
         choices = choices_for(settings, device)
-        lanes: list[Any]
+        lanes: tuple[Any, ...]
         if self.target.is_encoder_decoder:
             start = [self._start_token()]
-            lanes = [
+            lanes = tuple(
                 Seq2SeqLane(model.module, model.model_name, self._width, prompt.ids)
                 for model in (self.draft, self.target)
-            ]
+            )
         else:
             start = prompt.ids[0].tolist()
-            lanes = [
+            lanes = tuple(
                 CausalLane(model.module, model.model_name, self._width, quick)
                 for model, quick in zip((self.draft, self.target), self._quick, strict=True)
-            ]
+            )
+        small, large = lanes
         if self.sequential:
-            return SequentialDecoder(*lanes, self.rule, shaper, choices, prompt=start)
+            return SequentialDecoder(small, large, self.rule, shaper, choices, prompt=start)
         return Decoder(
-            *lanes, self.rule, shaper, choices, prompt=start, eos_ids=self.target.eos_ids,
-            block=self._block,
+            small, large, self.rule, shaper, choices, prompt=start,
+            eos_ids=self.target.eos_ids, block=self._block,
         )  # fmt: skip
 
     def record(self, settings: Settings) -> PairRecord:
@@ -230,7 +231,8 @@ class _Work:
         self.assembler: TextAssembler = runner.target.assembler(self._prompt, settings)
         used = 0 if runner.target.is_encoder_decoder else self._prompt.length
         room = runner.context_window - used
-        self._limit = room if settings.max_new_tokens is None else min(settings.max_new_tokens, room)
+        most = settings.max_new_tokens
+        self._limit = room if most is None else min(most, room)
         self._record = runner.record(settings)
         self._decoder: Decoder | SequentialDecoder | None = None
         self._settings = settings

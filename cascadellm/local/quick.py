@@ -111,7 +111,8 @@ def _known(module: Any) -> bool:
     """Whether the model is of a plain decoder-only family with full attention everywhere."""
     config = module.config
     family = type(module).__name__.removesuffix("ForCausalLM")
-    if family not in _FAMILIES or config._attn_implementation not in ("sdpa", "eager"):
+    attention = getattr(config, "_attn_implementation", None)
+    if family not in _FAMILIES or attention not in ("sdpa", "eager"):
         return False
     if any(type(layer) is not DynamicLayer for layer in DynamicCache(config=config).layers):
         return False

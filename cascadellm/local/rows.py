@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -51,10 +52,10 @@ class Shaper:
             return logits
         device = logits.device
         if all(type(step).__name__ in _MEMORYLESS for step in self.processors):
-            none = torch.empty((len(logits), 0), dtype=torch.long, device=device)
+            none: Any = torch.empty((len(logits), 0), dtype=torch.long, device=device)
             shaped: Tensor = self.processors(none, logits)
             return shaped
-        whole = torch.tensor([text], device=device)
+        whole: Any = torch.tensor([text], device=device)
         rows = [
             self.processors(whole[:, : first + i], logits[i : i + 1].clone())
             for i in range(len(logits))

@@ -59,11 +59,11 @@ class SequentialDecoder:
         check_finite(row.amax(-1).tolist(), "draft", written)
         q, scaled_q = row.softmax(-1), self._shaper.scaled(row, text, len(text))
         rule = self._rule
-        if not rule.reads_target and isinstance(rule, BinaryRule):
-            if not bool(rule.defers(q, q, scaled_q, scaled_q)):
-                token = self._choices.draft(scaled_q[0])
-                self.tokens.append(token)
-                return Round([token], 1, 1, 1, 1, 0.0, [row], None)
+        alone = isinstance(rule, BinaryRule) and not rule.reads_target
+        if alone and not bool(rule.defers(q, q, scaled_q, scaled_q)):
+            token = self._choices.draft(scaled_q[0])
+            self.tokens.append(token)
+            return Round([token], 1, 1, 1, 1, 0.0, [row], None)
         other = self._target.forward(text[self._target.length :], 1)
         check_finite(other.amax(-1).tolist(), "target", written)
         scaled_p = self._shaper.scaled(other, text, len(text))
