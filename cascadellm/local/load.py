@@ -90,21 +90,9 @@ def load(options: LoadOptions) -> Loaded:
     dtype = choose_dtype(options, device)
     config = read_config(options)
     is_encoder_decoder = bool(getattr(config, "is_encoder_decoder", False))
+    family = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
     with _explained(options, f"to {device}"):
-        tokenizer = AutoTokenizer.from_pretrained(options.path, **options.hub)
-        family = AutoModelForSeq2SeqLM if is_encoder_decoder else AutoModelForCausalLM
-        placed = options.device_map is not None or options.quantization_config is not None
-        module: Any = family.from_pretrained(
-            options.path,
-            dtype=dtype,
-            use_safetensors=True if options.safetensors_only else None,
-            quantization_config=options.quantization_config,
-            device_map=options.device_map or (device if placed else None),
-            **options.hub,
-        )
-        if not placed:
-            module = module.to(device)
-        module.eval()
+        module, tokenizer = _read(options, family, device, dtype)
     return Loaded(
         module=module,
         tokenizer=tokenizer,
@@ -130,6 +118,23 @@ def read_config(options: LoadOptions) -> Any:
         )
     with _explained(options, "its configuration"):
         return AutoConfig.from_pretrained(path, **options.hub)
+
+
+def _read(options: LoadOptions, family: Any, device: torch.device, dtype: Any) -> tuple[Any, Any]:
+    """Read tokenizer and weights; a frame of its own, so that a failure can drop its locals."""
+    tokenizer = AutoTokenizer.from_pretrained(options.path, **options.hub)
+    placed = options.device_map is not None or options.quantization_config is not None
+    module = family.from_pretrained(
+        options.path,
+        dtype=dtype,
+        use_safetensors=True if options.safetensors_only else None,
+        quantization_config=options.quantization_config,
+        device_map=options.device_map or (device if placed else None),
+        **options.hub,
+    )
+    if not placed:
+        module = module.to(device)
+    return module.eval(), tokenizer
 
 
 def free(device: torch.device | str) -> None:

@@ -18,7 +18,11 @@ HISTORY = [
         "role": "assistant",
         "content": None,
         "tool_calls": [
-            {"id": "c1", "type": "function", "function": {"name": "calc", "arguments": '{"x": "2+3"}'}}
+            {
+                "id": "c1",
+                "type": "function",
+                "function": {"name": "calc", "arguments": '{"x": "2+3"}'},
+            }
         ],
     },
     {"role": "tool", "tool_call_id": "c1", "content": "5"},

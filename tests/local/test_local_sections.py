@@ -95,7 +95,9 @@ def test_tool_tags_are_text_when_no_tools_were_given() -> None:
     assert [] == sections.calls
 
 
-@pytest.mark.parametrize("text", [f"<think>\nso\n</think>\n\nLook\n{CALL}<|im_end|>", "Yes<|im_end|>"])
+@pytest.mark.parametrize(
+    "text", [f"<think>\nso\n</think>\n\nLook\n{CALL}<|im_end|>", "Yes<|im_end|>"]
+)
 def test_a_tokenizers_own_template_gives_the_same_parts(text: str) -> None:
     """The response template of the tokenizer and the built-in tags agree on the Qwen form."""
     ours = TagSections(tools=True)

@@ -23,7 +23,15 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-__all__ = ["CALCULATOR", "CHATML", "script_model", "tiny_llama", "tiny_qwen2", "tiny_t5", "tiny_tokenizer"]
+__all__ = [
+    "CALCULATOR",
+    "CHATML",
+    "script_model",
+    "tiny_llama",
+    "tiny_qwen2",
+    "tiny_t5",
+    "tiny_tokenizer",
+]
 
 CHATML = """\
 {%- if tools %}<|im_start|>system
@@ -184,23 +192,28 @@ def tiny_t5(
     return _save(T5ForConditionalGeneration, config, tokenizer, folder, seed, (2.5, 8.0))
 
 
-def script_model(folder: Path, text: str, *, extra: tuple[str, ...] = ()) -> str:
-    """Train a tiny chat model, in a second or two, to answer every prompt with `text`.
+def script_model(
+    folder: Path, text: str, *, extra: tuple[str, ...] = (), open_think: bool = False
+) -> str:
+    """Train a tiny chat model, in a second or two, to answer "Hi" with `text`.
 
     Args:
         folder: Where to save.
         text: What it writes, followed by the end-of-turn token; tags are single tokens.
         extra: Words that are one token each.
+        open_think: Whether its template opens a reasoning block.
     """
-    path = tiny_llama(folder, layers=2, width=64, seed=1, extra=extra, sharp=False)
+    path = tiny_llama(folder, layers=2, width=64, seed=1, window=1024, extra=extra, sharp=False)
     tokenizer = tiny_tokenizer(extra)
     model = LlamaForCausalLM.from_pretrained(path)
     answer = tokenizer(text, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
     heads = [
         tokenizer.apply_chat_template(
-            [{"role": "user", "content": question}], tools=tools, add_generation_prompt=True
+            [{"role": "user", "content": "Hi"}],
+            tools=tools,
+            add_generation_prompt=True,
+            open_think=open_think,
         )["input_ids"]
-        for question in ("Hi", "What is 2 + 3?", "Go on, then.")
         for tools in (None, [CALCULATOR])
     ]
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0)
@@ -209,7 +222,7 @@ def script_model(folder: Path, text: str, *, extra: tuple[str, ...] = ()) -> str
         ids = torch.tensor([head + answer])
         labels = torch.tensor([[-100] * len(head) + answer])
         loss = model(ids, labels=labels).loss
-        if loss.item() < 1e-3:
+        if step > 20 and loss.item() < 3e-3:
             break
         optimiser.zero_grad()
         loss.backward()
