@@ -83,7 +83,7 @@ def test_plain_text_joins_contents() -> None:
 def test_a_model_without_template_refuses_chat_but_reads_text(tmp_path: Any) -> None:
     """Chat messages need a template; a plain string does not."""
     with LocalModel(tiny_llama(tmp_path / "plain", chat=False), max_new_tokens=3) as model:
-        with pytest.raises(ModelError, match="plain has no chat template.*plain string"):
+        with pytest.raises(ModelError, match=r"plain has no chat template.*plain string"):
             model.generate([{"role": "user", "content": "hi"}])
         answer = model.generate("hi")
         assert answer.usage is not None

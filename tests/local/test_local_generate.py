@@ -171,7 +171,7 @@ def test_a_batch_without_its_mask_is_noticed(
     def unmasked(prompts: list[torch.Tensor], value: int) -> Any:
         return pad(prompts, value)[0], None
 
-    monkeypatch.setattr("cascadellm.local.decoding.left_pad", lambda ids, pad: unmasked(ids, pad))
+    monkeypatch.setattr("cascadellm.local.decoding.left_pad", unmasked)
     batch = llama.batch(QUESTIONS)
     singles = [llama.generate(question) for question in QUESTIONS]
     assert not all(map(_same, singles, batch))

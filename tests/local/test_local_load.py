@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import gc
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -236,9 +235,10 @@ def test_end_tokens_are_those_of_checkpoint_tokenizer_and_template(
 
 
 @pytest.fixture(params=["llama", "t5"])
-def any_folder(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+def any_folder(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """A causal and an encoder-decoder model in turn."""
     make = {"llama": tiny_llama, "t5": tiny_t5}[request.param]
-    yield make(tmp_path / request.param)
+    return make(tmp_path / request.param)
 
 
 def test_memory_estimate_counts_the_weights_that_are_loaded(any_folder: str) -> None:

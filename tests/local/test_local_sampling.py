@@ -81,7 +81,7 @@ def test_each_row_may_have_its_own_stream() -> None:
 def test_a_row_with_nan_is_an_error() -> None:
     """NaN is never chosen silently."""
     rows = torch.tensor([[0.0, float("nan"), 1.0]])
-    with pytest.raises(ModelError, match="NaN.*dtype"):
+    with pytest.raises(ModelError, match=r"NaN.*dtype"):
         choose(rows, [None])
     with pytest.raises(ModelError, match="NaN"):
         choose(rows, [torch.Generator()])

@@ -206,7 +206,7 @@ def script_model(
     path = tiny_llama(folder, layers=2, width=64, seed=1, window=1024, extra=extra, sharp=False)
     tokenizer = tiny_tokenizer(extra)
     model = LlamaForCausalLM.from_pretrained(path)
-    answer = tokenizer(text, add_special_tokens=False).input_ids + [tokenizer.eos_token_id]
+    answer = [*tokenizer(text, add_special_tokens=False).input_ids, tokenizer.eos_token_id]
     heads = [
         tokenizer.apply_chat_template(
             [{"role": "user", "content": "Hi"}],
