@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextvars import Context
+from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import UUID
@@ -11,7 +11,11 @@ from uuid import UUID
 from langchain_core.callbacks import CallbackManager
 from langchain_core.messages import BaseMessage
 from langchain_core.runnables import Runnable
-from langchain_core.runnables.config import RunnableConfig, var_child_runnable_config
+from langchain_core.runnables.config import (
+    RunnableConfig,
+    _set_config_context,
+    var_child_runnable_config,
+)
 from langsmith.run_helpers import _set_tracing_context
 
 from cascadellm.answer import Request
@@ -176,10 +180,16 @@ class CallContext:
         ambient = var_child_runnable_config.get() or {}
         return {**(ambient.get("configurable") or {}), **self.box.configurable}
 
-    def enter(self, inside: Context) -> None:
-        """Prepare the context that a tier runs in."""
+    def inside(self, config: RunnableConfig) -> Context:
+        """Return the context that a tier runs in: its config is the ambient one there.
+
+        The context is never left: a call that timed out may still run in it.
+        """
+        inside = copy_context()
+        inside.run(_set_config_context, config)
         if not self.engine.tier_callbacks:
             inside.run(_set_tracing_context, {"enabled": False})
+        return inside
 
     def as_sync(self, config: RunnableConfig) -> RunnableConfig:
         """Return a config whose manager a sync call can use."""

@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
-from uuid import UUID
 
-from langchain_core.callbacks import (
-    AsyncCallbackManager,
-    AsyncCallbackManagerForLLMRun,
-    CallbackManager,
-    CallbackManagerForLLMRun,
-)
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
-from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult, LLMResult
-from langchain_core.runnables import Runnable, RunnableConfig
-from langchain_core.runnables.config import ensure_config
-from langchain_core.utils.uuid import uuid7
+from langchain_core.messages import AIMessage, BaseMessage
+from langchain_core.runnables import Runnable
 from pydantic import ConfigDict, Field, PrivateAttr, SecretStr
 
-from cascadellm.cascade import Outcome
-from cascadellm.perform import adrive, drive
 from langchain_cascade import identity
-from langchain_cascade.calls import BOUND, BOX, Box, CallContext, visible
+from langchain_cascade.calls import BOUND
 from langchain_cascade.engine import Engine
-from langchain_cascade.performing import AsyncLangChainPerformer, LangChainPerformer
-from langchain_cascade.streams import astream_plan, final_message, stream_plan
-from langchain_cascade.tracing import Outer
-from langchain_cascade.usage import put_back, with_usage
+from langchain_cascade.flow import CascadeFlow
 
 __all__ = ["CascadeLLM"]
 
 
-class CascadeLLM(BaseChatModel):
+class CascadeLLM(CascadeFlow):
     """Tiers, cheap to costly, with one deferral policy per boundary, as one chat model.
 
     The record of each call stands in `response_metadata["cascade"]`. Calls of tiers are child
@@ -121,8 +105,6 @@ class CascadeLLM(BaseChatModel):
     def __str__(self) -> str:
         return repr(self)
 
-    # --- what LangChain asks about a model ---
-
     @property
     def _llm_type(self) -> str:
         return "cascade-chat"
@@ -133,14 +115,6 @@ class CascadeLLM(BaseChatModel):
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         return identity.ls_params(self.engine, stop or self.stop, kwargs.get("model"))
-
-    def _get_invocation_params(
-        self, stop: list[str] | None = None, **kwargs: Any
-    ) -> dict[str, Any]:
-        return super()._get_invocation_params(stop=stop or self.stop, **visible(kwargs))
-
-    def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
-        return super()._get_llm_string(stop=stop or self.stop, **visible(kwargs))
 
     def _resolve_model_profile(self) -> Any:
         # called while pydantic validates, before the engine is attached
@@ -201,226 +175,3 @@ class CascadeLLM(BaseChatModel):
             ConfigurationError: A model is missing or a policy is unknown.
         """
         return cls(**identity.from_config(config, tiers, allow), **options)
-
-    # --- entry points: the run's parent is fixed here, and usage is put back on the way out ---
-
-    def invoke(
-        self,
-        input: LanguageModelInput,  # noqa: A002 - the name that LangChain calls it by
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> AIMessage:
-        """Answer once."""
-        config = ensure_config(config)
-        kwargs[BOX] = _box(kwargs, config)
-        return super().invoke(input, config, stop=stop, **kwargs)
-
-    async def ainvoke(
-        self,
-        input: LanguageModelInput,  # noqa: A002 - the name that LangChain calls it by
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> AIMessage:
-        """Answer once."""
-        config = ensure_config(config)
-        kwargs[BOX] = _box(kwargs, config)
-        return await super().ainvoke(input, config, stop=stop, **kwargs)
-
-    def generate(
-        self,
-        messages: list[list[BaseMessage]],
-        stop: list[str] | None = None,
-        callbacks: Any = None,
-        *,
-        tags: list[str] | None = None,
-        metadata: dict[str, Any] | None = None,
-        run_name: str | None = None,
-        run_id: UUID | None = None,
-        **kwargs: Any,
-    ) -> LLMResult:
-        """Answer several conversations."""
-        box = kwargs.setdefault(BOX, _box(kwargs, {}))
-        manager = self._configured(CallbackManager, callbacks, tags, metadata)
-        box.outer = Outer.of(manager, None)
-        result = super().generate(
-            messages, stop, manager, run_name=run_name, run_id=run_id, **kwargs
-        )
-        return put_back(result, box)
-
-    async def agenerate(
-        self,
-        messages: list[list[BaseMessage]],
-        stop: list[str] | None = None,
-        callbacks: Any = None,
-        *,
-        tags: list[str] | None = None,
-        metadata: dict[str, Any] | None = None,
-        run_name: str | None = None,
-        run_id: UUID | None = None,
-        **kwargs: Any,
-    ) -> LLMResult:
-        """Answer several conversations."""
-        box = kwargs.setdefault(BOX, _box(kwargs, {}))
-        manager = self._configured(AsyncCallbackManager, callbacks, tags, metadata)
-        box.outer = Outer.of(manager, None)
-        result = await super().agenerate(
-            messages, stop, manager, run_name=run_name, run_id=run_id, **kwargs
-        )
-        return put_back(result, box)
-
-    def stream(
-        self,
-        input: LanguageModelInput,  # noqa: A002 - the name that LangChain calls it by
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> Iterator[AIMessageChunk]:
-        """Answer in chunks: an accepted draft is replayed, the last tier streams live."""
-        config, box = self._stream_config(CallbackManager, config, kwargs)
-        for chunk in super().stream(input, config, stop=stop, **kwargs):
-            yield with_usage(chunk, box)
-
-    async def astream(
-        self,
-        input: LanguageModelInput,  # noqa: A002 - the name that LangChain calls it by
-        config: RunnableConfig | None = None,
-        *,
-        stop: list[str] | None = None,
-        **kwargs: Any,
-    ) -> AsyncIterator[AIMessageChunk]:
-        """Answer in chunks: an accepted draft is replayed, the last tier streams live."""
-        config, box = self._stream_config(AsyncCallbackManager, config, kwargs)
-        async for chunk in super().astream(input, config, stop=stop, **kwargs):
-            yield with_usage(chunk, box)
-
-    def _stream_config(
-        self, cls: Any, config: RunnableConfig | None, kwargs: dict[str, Any]
-    ) -> tuple[RunnableConfig, Box]:
-        config = ensure_config(config)
-        box = kwargs[BOX] = _box(kwargs, config)
-        run_id = config.get("run_id") or uuid7()
-        manager = self._configured(
-            cls, config.get("callbacks"), config.get("tags"), config.get("metadata")
-        )
-        box.outer = Outer.of(manager, run_id)
-        fixed = {**config, "callbacks": manager, "run_id": run_id, "tags": [], "metadata": {}}
-        return RunnableConfig(**fixed), box  # type: ignore[typeddict-item]
-
-    def _configured(self, cls: Any, callbacks: Any, tags: Any, metadata: Any) -> Any:
-        return cls.configure(
-            callbacks, self.callbacks, self.verbose, tags, self.tags, metadata, self.metadata
-        )
-
-    # --- one call ---
-
-    def _generate_with_cache(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        kwargs[BOX] = self._box_at(kwargs, run_manager)
-        return super()._generate_with_cache(messages, stop, run_manager, **kwargs)
-
-    async def _agenerate_with_cache(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        kwargs[BOX] = self._box_at(kwargs, run_manager)
-        return await super()._agenerate_with_cache(messages, stop, run_manager, **kwargs)
-
-    def _box_at(self, kwargs: dict[str, Any], run_manager: Any) -> Box:
-        box: Box = kwargs.pop(BOX, None) or Box()
-        if run_manager is None:
-            return box
-        if box.outer is None:
-            # LangChain's v3 events open the run without passing through our entry points
-            box.outer = Outer.of(run_manager, None, self._get_invocation_params())
-        return box.at(run_manager.run_id)
-
-    def _context(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None,
-        run_manager: Any,
-        kwargs: dict[str, Any],
-        *,
-        asynchronous: bool,
-    ) -> CallContext:
-        box: Box | None = kwargs.pop(BOX, None)
-        if box is None or box.outer is None:
-            box = self._box_at({BOX: box}, run_manager)
-        ending = stop if stop is not None else self.stop
-        return CallContext(self.engine, messages, ending, box, kwargs, asynchronous=asynchronous)
-
-    def _generate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        context = self._context(messages, stop, run_manager, kwargs, asynchronous=False)
-        try:
-            return _result(drive(context.plan(), LangChainPerformer(context)), context)
-        finally:
-            context.close()
-
-    async def _agenerate(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> ChatResult:
-        context = self._context(messages, stop, run_manager, kwargs, asynchronous=True)
-        try:
-            return _result(await adrive(context.plan(), AsyncLangChainPerformer(context)), context)
-        finally:
-            context.close()
-
-    def _stream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: CallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> Iterator[ChatGenerationChunk]:
-        context = self._context(messages, stop, run_manager, kwargs, asynchronous=False)
-        yield from stream_plan(context)
-
-    async def _astream(
-        self,
-        messages: list[BaseMessage],
-        stop: list[str] | None = None,
-        run_manager: AsyncCallbackManagerForLLMRun | None = None,
-        **kwargs: Any,
-    ) -> AsyncIterator[ChatGenerationChunk]:
-        context = self._context(messages, stop, run_manager, kwargs, asynchronous=True)
-        chunks = astream_plan(context)
-        try:
-            async for chunk in chunks:
-                yield chunk
-        finally:
-            await chunks.aclose()  # type: ignore[attr-defined]
-
-
-def _box(kwargs: Mapping[str, Any], config: Mapping[str, Any]) -> Box:
-    structured = kwargs.get("ls_structured_output_format")
-    structured = structured or kwargs.get("structured_output_format")
-    return Box(structured=structured, configurable=config.get("configurable") or {})
-
-
-def _result(outcome: Outcome, context: CallContext) -> ChatResult:
-    message, usage = final_message(outcome)
-    context.box.usages[context.outer.run_id] = usage
-    return ChatResult(generations=[ChatGeneration(message=message)])

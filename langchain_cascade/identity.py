@@ -12,6 +12,7 @@ from langchain_core.language_models.base import BaseLanguageModel, LangSmithPara
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.messages.utils import count_tokens_approximately
+from langchain_core.runnables import Runnable
 from pydantic import BaseModel, SecretStr
 
 from cascadellm.errors import ConfigurationError
@@ -58,7 +59,7 @@ def fingerprint(engine: Engine) -> str:
 def _model(model: Any) -> str:
     if isinstance(model, LocalChatModel):
         return f"{describe(model.model_dump())}{_model(model.model)}"
-    if isinstance(model, LocalLike):
+    if not isinstance(model, Runnable) and isinstance(model, LocalLike):
         settings = getattr(model, "settings", None)
         own = describe(settings()) if callable(settings) else f"object {id(model):x}"
         return f"{type(model).__name__}({getattr(model, 'path', model.model_name)}, {own})"

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any
 
 from langchain_core.messages import AIMessageChunk, HumanMessage
-from langchain_core.runnables.config import RunnableConfig, set_config_context
+from langchain_core.runnables.config import RunnableConfig
 
 from cascadellm.answer import Answer
 from cascadellm.effects import Call, Judge
@@ -20,6 +20,8 @@ from langchain_cascade.calls import CallContext
 from langchain_cascade.convert import answer_of, as_message
 
 __all__ = ["AsyncLangChainPerformer", "LangChainPerformer"]
+
+_LEAST_S = 1e-3
 
 
 class LangChainPerformer(Performer):
@@ -55,10 +57,9 @@ class LangChainPerformer(Performer):
         config: RunnableConfig,
         effect: Call | Judge,
     ) -> Answer:
-        with set_config_context(config) as inside:
-            self.context.enter(inside)
-            ask = partial(inside.run, runnable.invoke, messages, config, **arguments)
-            output = with_timeout(ask, effect.tier.timeout_s, effect.tier.label)
+        inside = self.context.inside(config)
+        ask = partial(inside.run, runnable.invoke, messages, config, **arguments)
+        output = with_timeout(ask, effect.tier.timeout_s, effect.tier.label)
         return answer_of(as_message(output))
 
     def live(self, effect: Call) -> Iterator[AIMessageChunk]:
@@ -66,20 +67,25 @@ class LangChainPerformer(Performer):
         runnable, messages, arguments, config = self.context.prepare(effect)
         whole: Any = None
         deadline = _Deadline(effect)
-        with set_config_context(config) as inside:
-            self.context.enter(inside)
-            pieces = inside.run(runnable.stream, messages, config, **arguments)
-            try:
-                while True:
-                    step = partial(inside.run, next, pieces, None)
+        inside = self.context.inside(config)
+        pieces = inside.run(runnable.stream, messages, config, **arguments)
+        abandoned = False
+        try:
+            while True:
+                step = partial(inside.run, next, pieces, None)
+                try:
                     piece = with_timeout(step, deadline.left(), deadline.label)
-                    if piece is None:
-                        break
-                    whole = piece if whole is None else whole + piece
-                    yield as_chunk(piece)
-            finally:
-                if hasattr(pieces, "close"):
-                    inside.run(pieces.close)
+                except TimeoutError:
+                    abandoned = deadline.passed
+                    raise
+                if piece is None:
+                    break
+                whole = piece if whole is None else whole + piece
+                yield as_chunk(piece)
+        finally:
+            # a stream that timed out still runs in its own thread and cannot be closed here
+            if hasattr(pieces, "close") and not abandoned:
+                inside.run(pieces.close)
         self.answer = answer_of(as_message(whole))
 
 
@@ -117,18 +123,17 @@ class AsyncLangChainPerformer(AsyncPerformer):
         effect: Call | Judge,
     ) -> Answer:
         deadline = _Deadline(effect)
-        with set_config_context(config) as inside:
-            self.context.enter(inside)
-            if not self.context.sync_only(runnable):
-                try:
-                    begun = partial(runnable.ainvoke, messages, config, **arguments)
-                    return answer_of(as_message(await _task(begun, inside, deadline)))
-                except NotImplementedError:
-                    self.context.note_sync_only(runnable)
-            config = self.context.as_sync(config)
-            blocking = partial(inside.run, runnable.invoke, messages, config, **arguments)
-            output = await _in_thread(blocking, deadline)
-            return answer_of(as_message(output))
+        if not self.context.sync_only(runnable):
+            try:
+                begin = partial(runnable.ainvoke, messages, config, **arguments)
+                output = await _task(begin, self.context.inside(config), deadline)
+                return answer_of(as_message(output))
+            except NotImplementedError:
+                self.context.note_sync_only(runnable)
+        config = self.context.as_sync(config)
+        inside = self.context.inside(config)
+        blocking = partial(inside.run, runnable.invoke, messages, config, **arguments)
+        return answer_of(as_message(await _in_thread(blocking, deadline)))
 
     async def live(self, effect: Call) -> AsyncIterator[AIMessageChunk]:
         """Stream a tier; afterwards `answer` holds the whole answer."""
@@ -137,24 +142,23 @@ class AsyncLangChainPerformer(AsyncPerformer):
         deadline = _Deadline(effect)
         blocking = self.context.sync_only(runnable)
         if not blocking:
-            with set_config_context(config) as inside:
-                self.context.enter(inside)
-                pieces = runnable.astream(messages, config, **arguments)
-                try:
-                    while True:
-                        piece = await _task(partial(anext, pieces, None), inside, deadline)
-                        if piece is None:
-                            break
-                        whole = piece if whole is None else whole + piece
-                        yield as_chunk(piece)
-                except (NotImplementedError, AttributeError):
-                    # a tier without async streaming says so before its first chunk
-                    if whole is not None:
-                        raise
-                    self.context.note_sync_only(runnable)
-                    blocking = True
-                finally:
-                    await _aclose(pieces, inside)
+            inside = self.context.inside(config)
+            pieces = runnable.astream(messages, config, **arguments)
+            try:
+                while True:
+                    piece = await _task(partial(anext, pieces, None), inside, deadline)
+                    if piece is None:
+                        break
+                    whole = piece if whole is None else whole + piece
+                    yield as_chunk(piece)
+            except (NotImplementedError, AttributeError):
+                # a tier without async streaming says so before its first chunk
+                if whole is not None:
+                    raise
+                self.context.note_sync_only(runnable)
+                blocking = True
+            finally:
+                await _aclose(pieces, inside)
         if blocking:
             self.answer = await self._ask(runnable, messages, arguments, config, effect)
             yield as_chunk(self.answer.native)
@@ -174,7 +178,13 @@ class _Deadline:
         """Return the seconds left, None without a limit."""
         if self.timeout_s is None:
             return None
-        return max(1e-3, self.timeout_s - (time.monotonic() - self._begun))
+        return max(_LEAST_S, self.timeout_s - (time.monotonic() - self._begun))
+
+    @property
+    def passed(self) -> bool:
+        """Whether the time is up."""
+        left = self.left()
+        return left is not None and left <= _LEAST_S
 
     def error(self) -> TimeoutError:
         """Return the time-out's error."""

@@ -133,9 +133,7 @@ PATHS: dict[str, Callable[[Any, Any, dict[str, Any]], Any]] = {
     "invoke": lambda llm, asked, config: llm.invoke(asked, config),
     "ainvoke": lambda llm, asked, config: asyncio.run(llm.ainvoke(asked, config)),
     "stream": lambda llm, asked, config: added(list(llm.stream(asked, config))),
-    "astream": lambda llm, asked, config: added(
-        asyncio.run(_acollect(llm.astream(asked, config)))
-    ),
+    "astream": lambda llm, asked, config: added(asyncio.run(_acollect(llm.astream(asked, config)))),
     "batch": lambda llm, asked, config: llm.batch([asked], config)[0],
     "abatch": lambda llm, asked, config: asyncio.run(llm.abatch([asked], config))[0],
     "astream_events": _events,

@@ -59,7 +59,7 @@ def test_t08_a_context_handler_counts_once(path):
 def test_t08_double_counting_is_noticed(monkeypatch):
     """The totals are wrong when the outer run carries usage as well (mutation)."""
     monkeypatch.setattr(
-        "langchain_cascade.chat_model.final_message",
+        "langchain_cascade.flow.final_message",
         lambda outcome: (outcome.answer.native, outcome.answer.native.usage_metadata),
     )
     counted = UsageMetadataCallbackHandler()
