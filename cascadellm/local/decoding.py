@@ -65,7 +65,7 @@ class Decoding:
             seen = [torch.tensor([[decoder_start(loaded.module)]]) for _ in ids]
         else:
             longest = max(i.shape[1] for i in ids)
-            self._steps = CausalSteps(loaded.module, longest + max(self._limits))
+            self._steps = CausalSteps(loaded.module, longest + max(self._limits), loaded.quick)
             self._input = left_pad(ids, pad=0)
             seen = ids
         room = max(self._limits)

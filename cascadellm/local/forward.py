@@ -7,6 +7,8 @@ from typing import Any, Protocol
 
 import torch
 
+from cascadellm.local.quick import QuickForward
+
 __all__ = ["CausalSteps", "Seq2SeqSteps", "Steps", "left_pad", "right_pad"]
 
 
@@ -32,11 +34,13 @@ class CausalSteps:
     Args:
         module: A transformers causal language model.
         room: Most tokens of prompt plus answer that will be asked for.
+        quick: A shorter way through the same layers for one token of one sequence, or None.
     """
 
-    def __init__(self, module: Any, room: int) -> None:
+    def __init__(self, module: Any, room: int, quick: QuickForward | None = None) -> None:
         accepted = inspect.signature(module.forward).parameters
         self._module = module
+        self._quick = quick
         self._positioned = "position_ids" in accepted
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self._places = torch.arange(room + 1, device=module.device).unsqueeze(0)
@@ -61,7 +65,11 @@ class CausalSteps:
     @torch.inference_mode()
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append one token per sequence and return the next rows."""
-        return self._forward(tokens.unsqueeze(1))
+        if self._quick is None or self._mask is not None or len(tokens) > 1:
+            return self._forward(tokens.unsqueeze(1))
+        logits = self._quick(tokens.unsqueeze(1), self._cache, self._length)
+        self._length += 1
+        return logits[:, -1].float()
 
     @torch.inference_mode()
     def keep(self, rows: torch.Tensor) -> None:

@@ -19,6 +19,7 @@ from transformers import (
 )
 
 from cascadellm.errors import CascadeError, ConfigurationError, ModelError, OutOfMemoryError
+from cascadellm.local.quick import QuickForward
 
 __all__ = [
     "LoadOptions",
@@ -33,6 +34,7 @@ __all__ = [
 
 _END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<turn|>")
 _UNLIMITED = 1_000_000
+_SLOW_ON_CPU = 500_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,7 @@ class Loaded:
         is_encoder_decoder: Whether an encoder reads the prompt.
         context_window: Most tokens of prompt plus answer.
         defaults: Sampling settings that the checkpoint recommends.
+        quick: A shorter way through the same layers, where it gives the same numbers.
     """
 
     module: Any
@@ -76,6 +79,7 @@ class Loaded:
     is_encoder_decoder: bool
     context_window: int
     defaults: Mapping[str, Any] = field(default_factory=dict)
+    quick: QuickForward | None = None
 
 
 def load(options: LoadOptions) -> Loaded:
@@ -101,6 +105,7 @@ def load(options: LoadOptions) -> Loaded:
         is_encoder_decoder=is_encoder_decoder,
         context_window=options.context_window or _context_window(config, tokenizer),
         defaults=_defaults(module),
+        quick=None if is_encoder_decoder else _quick(module, device),
     )
 
 
@@ -135,6 +140,13 @@ def _read(options: LoadOptions, family: Any, device: torch.device, dtype: Any) -
     if not placed:
         module = module.to(device)
     return module.eval(), tokenizer
+
+
+def _quick(module: Any, device: torch.device) -> QuickForward | None:
+    """Return the short way, unless the check costs more than it can ever save."""
+    if device.type == "cpu" and module.num_parameters() > _SLOW_ON_CPU:
+        return None
+    return QuickForward.of(module, block=8)
 
 
 def free(device: torch.device | str) -> None:

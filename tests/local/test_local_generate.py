@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from cascadellm.answer import Answer, ToolCall
 from cascadellm.local import LocalModel, decoding, forward
+from cascadellm.local.decoding import Decoding
 from tests.local.tiny_models import CALCULATOR, script_model
 
 QUESTIONS = ["Hi", "What is the capital of the moon?", "x", "Tell me more, please, than that."]
@@ -77,13 +79,28 @@ def test_a_wrong_position_is_noticed(llama: LocalModel, monkeypatch: pytest.Monk
 
     def shifted(self: Any, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
         rows = start(self, ids, mask)
-        self._places = self._places + 1
+        self._length += 1
         return rows
 
     monkeypatch.setattr(forward.CausalSteps, "start", shifted)
-    monkeypatch.setattr(forward, "QuickForward", None, raising=False)
     assert right == _generated(llama, "Hi")
     assert right != _token_ids(llama, "Hi")
+
+
+def test_the_short_way_gives_the_tokens_of_the_long_one(llama: LocalModel) -> None:
+    """Where the model's layers are run directly, tokens and scores stay bit for bit the same."""
+    loaded = llama._runner.loaded
+    assert loaded.quick is not None
+    answers = []
+    for way in (loaded, dataclasses.replace(loaded, quick=None)):
+        settings = llama.settings()
+        prompt = llama.prompt("Hi")
+        assembler = llama.assembler(prompt, settings)
+        decoding = Decoding(way, [prompt], settings, [assembler], llama.lock)
+        while decoding.advance():
+            pass
+        answers.append(assembler.finish(input_tokens=1, scores=decoding.scores(0))[0])
+    assert answers[0] == answers[1]
 
 
 def test_scores_are_those_of_the_models_own_law(model: LocalModel) -> None:
@@ -166,10 +183,10 @@ def test_a_batch_without_its_mask_is_noticed(
     llama: LocalModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A mutant that lets sequences see their padding does not pass for single calls."""
-    pad = forward.left_pad
+    padded = forward.left_pad
 
-    def unmasked(prompts: list[torch.Tensor], value: int) -> Any:
-        return pad(prompts, value)[0], None
+    def unmasked(prompts: list[torch.Tensor], pad: int) -> Any:
+        return padded(prompts, pad)[0], None
 
     monkeypatch.setattr("cascadellm.local.decoding.left_pad", unmasked)
     batch = llama.batch(QUESTIONS)
