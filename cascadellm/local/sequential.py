@@ -59,8 +59,8 @@ class SequentialDecoder:
         check_finite(row.amax(-1).tolist(), "draft", written)
         q, scaled_q = row.softmax(-1), self._shaper.scaled(row, text, len(text))
         rule = self._rule
-        alone = isinstance(rule, BinaryRule) and not rule.reads_target
-        if alone and not bool(rule.defers(q, q, scaled_q, scaled_q)):
+        alone = rule if isinstance(rule, BinaryRule) and not rule.reads_target else None
+        if alone is not None and not bool(alone.defers(q, q, scaled_q, scaled_q)):
             token = self._choices.draft(scaled_q[0])
             self.tokens.append(token)
             return Round([token], 1, 1, 1, 1, 0.0, [row], None)
