@@ -76,6 +76,7 @@ from llamaindex_cascade.events import (  # noqa: E402
 )
 from llamaindex_cascade.llm import CascadeLLM  # noqa: E402
 from llamaindex_cascade.local import LocalLLM  # noqa: E402
+from llamaindex_cascade.usable import ReactParsable, Usable  # noqa: E402
 
 __all__ = [
     "AllOf",
@@ -115,6 +116,7 @@ __all__ = [
     "OptLog",
     "Policy",
     "Price",
+    "ReactParsable",
     "Rule",
     "Score",
     "ScoreUnavailableError",
@@ -126,6 +128,7 @@ __all__ = [
     "TokenV1",
     "TokenV2",
     "TokenV3",
+    "Usable",
     "Valid",
     "__version__",
     "margin",

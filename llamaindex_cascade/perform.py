@@ -13,7 +13,6 @@ from cascadellm.effects import Call, Judge
 from cascadellm.events import Handler
 from cascadellm.perform import AsyncPerformer, Performer
 from cascadellm.resilience import timeout_message, with_timeout
-from llamaindex_cascade.convert import answer_from
 from llamaindex_cascade.spans import Spans
 from llamaindex_cascade.tier import CascadeTier, TierBook
 from llamaindex_cascade.tools import Asked
@@ -60,7 +59,7 @@ class TierPerformer(Performer):
     def _ask(self, effect: Call | Judge) -> Answer:
         tier, asked, kwargs = _asked(self._book, effect)
         return with_timeout(
-            lambda: answer_from(tier.ask(asked, kwargs, effect.reads)),
+            lambda: tier.ask(asked, kwargs, effect.reads),
             effect.tier.timeout_s,
             effect.tier.label,
         )
@@ -89,8 +88,7 @@ class AsyncTierPerformer(AsyncPerformer):
 
     async def _ask(self, effect: Call | Judge) -> Answer:
         tier, asked, kwargs = _asked(self._book, effect)
-        response = await timed(tier.aask(asked, kwargs, effect.reads), effect)
-        return answer_from(response)
+        return await timed(tier.aask(asked, kwargs, effect.reads), effect)
 
 
 async def timed(awaitable: Awaitable[T], effect: Call | Judge) -> T:

@@ -17,14 +17,17 @@ from typing import Any
 from llama_index.core.base.llms.types import ChatResponse
 
 from cascadellm import Cascade, Outcome
+from cascadellm.answer import Answer
 from cascadellm.effects import Call, Interrupted, Plan, Relay
 from cascadellm.events import Handler
 from cascadellm.perform import Done, aadvance, adrive, advance, drive
 from cascadellm.resilience import with_timeout
 from llamaindex_cascade.gather import Gathered, partial, replay, shown
+from llamaindex_cascade.objects import as_object_text
 from llamaindex_cascade.perform import AsyncTierPerformer, TierPerformer, call_kwargs, timed
 from llamaindex_cascade.spans import Spans
 from llamaindex_cascade.tier import TierBook
+from llamaindex_cascade.tools import Asked
 
 __all__ = ["AsyncSession", "Session"]
 
@@ -110,8 +113,14 @@ def _live(
         except Exception as error:
             context.run(advance, plan, perform, throw=Interrupted(error))
             raise
-        done = context.run(advance, plan, perform, send=gathered.answer())
+        done = context.run(advance, plan, perform, send=_whole(gathered, call))
         yield _last(done)
+
+
+def _whole(gathered: Gathered, call: Call) -> Answer:
+    asked: Asked = call.request.native
+    answer = gathered.answer()
+    return answer if asked.output_cls is None else as_object_text(answer)
 
 
 def _last(done: Relay | Done[Outcome]) -> ChatResponse:
@@ -197,7 +206,7 @@ async def _alive(
             except Exception as error:
                 await _within(context, aadvance(plan, perform, throw=Interrupted(error)))
                 raise
-            answer = gathered.answer()
+            answer = _whole(gathered, call)
             yield _last(await _within(context, aadvance(plan, perform, send=answer)))
 
 

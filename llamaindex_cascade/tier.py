@@ -8,17 +8,30 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from typing import Any
 
-from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageRole
+from llama_index.core.base.llms.types import (
+    ChatMessage,
+    ChatResponse,
+    CompletionResponse,
+    MessageRole,
+)
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import LLM
 
+from cascadellm.answer import Answer
 from cascadellm.errors import ConfigurationError
 from cascadellm.tier import LocalLike, Tier
 from llamaindex_cascade.chat_dicts import flatten_tools
-from llamaindex_cascade.convert import chat_from_completion
+from llamaindex_cascade.convert import answer_from, chat_from_completion
 from llamaindex_cascade.local import LocalLLM, local_model
 from llamaindex_cascade.logprobs import scoring_kwargs
+from llamaindex_cascade.objects import (
+    as_object_text,
+    native_call,
+    object_arguments,
+    route,
+    wrapped_object,
+)
 from llamaindex_cascade.tools import Asked
 
 __all__ = ["CascadeTier", "TierBook", "engine_tier"]
@@ -114,14 +127,14 @@ class CascadeTier:
 
     def ask(
         self, asked: Asked, kwargs: Mapping[str, Any], reads: frozenset[str] = frozenset()
-    ) -> ChatResponse:
+    ) -> Answer:
         """Ask once."""
         method, arguments = self._prepared(asked, kwargs, reads)
         return self._finished(getattr(self.llm, method)(**arguments), asked)
 
     async def aask(
         self, asked: Asked, kwargs: Mapping[str, Any], reads: frozenset[str] = frozenset()
-    ) -> ChatResponse:
+    ) -> Answer:
         """Ask once without blocking the event loop."""
         method, arguments = self._prepared(asked, kwargs, reads)
         if self._blocks():
@@ -159,6 +172,10 @@ class CascadeTier:
         metadata = self.llm.metadata
         merged = {**kwargs, **scoring_kwargs(self.llm, reads)}
         messages = self.render(asked.messages)
+        if asked.output_cls is not None:
+            if route(self.llm) == "native":
+                return "structured_predict", native_call(asked.output_cls, messages, kwargs)
+            return "chat", object_arguments(self.llm, asked.output_cls, messages, merged)
         if asked.tools and isinstance(self.llm, FunctionCallingLLM):
             tools = [spec.tool for spec in asked.tools]
             options = {k: v for k, v in asked.options.items() if v is not None}
@@ -192,27 +209,37 @@ class CascadeTier:
                     message.role = metadata.system_role
         return own
 
-    def _finished(self, response: Any, asked: Asked) -> ChatResponse:
-        chat = response if isinstance(response, ChatResponse) else chat_from_completion(response)
+    def _finished(self, response: Any, asked: Asked) -> Answer:
+        chat = _chat(response)
+        if asked.output_cls is not None:
+            return as_object_text(answer_from(chat))
         if asked.tools and isinstance(self.llm, FunctionCallingLLM):
             tools = [spec.tool for spec in asked.tools]
             parallel = bool(asked.options.get("allow_parallel_tool_calls"))
-            return self.llm._validate_chat_with_tools_response(  # noqa: SLF001 - their hook
+            chat = self.llm._validate_chat_with_tools_response(  # noqa: SLF001 - their hook
                 chat, tools, allow_parallel_tool_calls=parallel
             )
-        return chat
+        return answer_from(chat)
+
+
+def _chat(response: Any) -> ChatResponse:
+    if isinstance(response, ChatResponse):
+        return response
+    if isinstance(response, CompletionResponse):
+        return chat_from_completion(response)
+    return wrapped_object(response)
 
 
 def _as_chat(chunks: Any) -> Iterator[ChatResponse]:
     with closing(chunks):
         for chunk in chunks:
-            yield chunk if isinstance(chunk, ChatResponse) else chat_from_completion(chunk)
+            yield _chat(chunk)
 
 
 async def _as_achat(chunks: Any) -> AsyncIterator[ChatResponse]:
     async with aclosing(chunks):
         async for chunk in chunks:
-            yield chunk if isinstance(chunk, ChatResponse) else chat_from_completion(chunk)
+            yield _chat(chunk)
 
 
 async def _pumped(chunks: Any) -> AsyncIterator[Any]:

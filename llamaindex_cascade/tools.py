@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, ToolCallBlock
+from llama_index.core.bridge.pydantic import BaseModel
 from llama_index.core.llms.llm import ToolSelection
 from llama_index.core.llms.utils import parse_partial_json
 
@@ -43,6 +44,7 @@ class Asked:
         tools: The tools of the call.
         options: Tool options: `tool_required`, `tool_choice`, `allow_parallel_tool_calls`.
         output_parser: Reads the answer after the call, else None.
+        output_cls: Class that a structured prediction must yield, else None.
     """
 
     messages: tuple[ChatMessage, ...]
@@ -51,6 +53,7 @@ class Asked:
     tools: tuple[ToolSpec, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     output_parser: Any = None
+    output_cls: type[BaseModel] | None = None
 
 
 def chat_arguments(

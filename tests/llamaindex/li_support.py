@@ -19,7 +19,7 @@ from llama_index.core.instrumentation.span.simple import SimpleSpan
 from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
 from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_completion_callback
-from pydantic import PrivateAttr
+from pydantic import Field, PrivateAttr
 
 from cascadellm.testing import FakeModel
 from llamaindex_cascade import CascadeLLM, Threshold, mean_logprob
@@ -63,7 +63,9 @@ def pair(
     return CascadeLLM([small, large], policy, **options), small, large
 
 
-async def ask(llm: Any, endpoint: str, question: Any = "What is 2 + 2?", **kwargs: Any) -> list[Any]:
+async def ask(
+    llm: Any, endpoint: str, question: Any = "What is 2 + 2?", **kwargs: Any
+) -> list[Any]:
     """Call an endpoint; return its response, or all chunks of its stream."""
     asked = question
     if isinstance(question, str) and "complete" not in endpoint:
@@ -89,7 +91,7 @@ def text_of(response: Any) -> str:
 class Events(BaseEventHandler):
     """Keeps every event; never raises."""
 
-    events: list[Any] = []
+    events: list[Any] = Field(default_factory=list)
 
     def handle(self, event: Any, **kwargs: Any) -> None:
         """Keep an event."""

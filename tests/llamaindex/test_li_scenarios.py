@@ -32,7 +32,9 @@ def _call(scenario: Scenario, endpoint: str) -> tuple[list[Any], CascadeLLM, lis
 
 @pytest.mark.parametrize("endpoint", ENDPOINTS)
 @pytest.mark.parametrize("scenario", SCENARIOS, ids=lambda s: s.name)
-def test_scenario_takes_the_same_decision_on_every_endpoint(scenario: Scenario, endpoint: str) -> None:
+def test_scenario_takes_the_same_decision_on_every_endpoint(
+    scenario: Scenario, endpoint: str
+) -> None:
     """Text, tier, record and error of a scenario do not depend on the endpoint."""
     chunks, _, models, (traces, error) = _call(scenario, endpoint)
     assert 1 == len(traces)

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from llama_index.core.instrumentation import get_dispatcher
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
+from pydantic import Field
 
 from cascadellm import Always
 from cascadellm.testing import FakeModel
@@ -107,7 +108,7 @@ def test_t10_a_handler_that_raises_does_not_break_an_answer() -> None:
 
 
 class _Typed(CascadeEventHandler):
-    seen: list[str] = []
+    seen: list[str] = Field(default_factory=list)
 
     def on_tier_started(self, event: Any) -> None:
         self.seen.append(f"start {event.name}")
@@ -193,8 +194,11 @@ def test_judges_hang_under_the_decision(spans: Spans) -> None:
 
     llm, _, large = pair(policy=Asks())
     asked(llm, "chat")
-    under = [span for span in spans.named("LocalLLM.") if "DeferralPolicy.decide" in
-             spans.ancestors(span)]
+    under = [
+        span
+        for span in spans.named("LocalLLM.")
+        if "DeferralPolicy.decide" in spans.ancestors(span)
+    ]
     assert len(under) == 1
     assert len(large.calls) == 1
 
