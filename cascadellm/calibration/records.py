@@ -172,6 +172,10 @@ class CalibrationRecords:
             ids=None if self.ids is None else tuple(self.ids[i] for i in index),
         )
 
+    def marked(self, tuned_on: Iterable[str]) -> CalibrationRecords:
+        """Return the records with more digests that the scores were tuned on."""
+        return replace(self, tuned_on=self.tuned_on | frozenset(tuned_on))
+
     def split(self, share: float, *, seed: int) -> tuple[CalibrationRecords, CalibrationRecords]:
         """Split at random into `share` of the records and the rest.
 
