@@ -14,6 +14,7 @@ from cascadellm.events import Handler
 from cascadellm.policies import Policy
 from cascadellm.tier import LocalLike, Tier
 from langchain_cascade.convert import openai_tools
+from langchain_cascade.describe import describe
 from langchain_cascade.local import LocalChatModel
 from langchain_cascade.tier import (
     BoundTools,
@@ -62,6 +63,12 @@ class Engine:
         labelled = [*self.cascade.tiers, *(unit.tier for unit in self.cascade.units)]
         self._tiers = {tier.label: tier for tier in labelled}
         self._runnables = {id(t.model): as_runnable(t.model) for t in labelled}
+        self.shown: dict[str, Any] = {
+            "tiers": [tier.label for tier in self.cascade.tiers],
+            "policy": [describe(policy) for policy in self.cascade.policies],
+            "on_tier_error": on_tier_error,
+            "on_exhausted": on_exhausted,
+        }
         self._warn()
 
     @property

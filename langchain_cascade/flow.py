@@ -49,10 +49,13 @@ class CascadeFlow(BaseChatModel):
     def _get_invocation_params(
         self, stop: list[str] | None = None, **kwargs: Any
     ) -> dict[str, Any]:
-        return super()._get_invocation_params(stop=stop or self.stop, **visible(kwargs))
+        shown = {"_type": self._llm_type, **self.engine.shown, "stop": stop or self.stop}
+        return {**shown, **visible(kwargs)}
 
     def _get_llm_string(self, stop: list[str] | None = None, **kwargs: Any) -> str:
-        return super()._get_llm_string(stop=stop or self.stop, **visible(kwargs))
+        # only a cache pays for the digest of every tier's settings
+        params = self._get_invocation_params(stop=stop, **kwargs)
+        return str(sorted({**self._identifying_params, **params}.items()))
 
     def invoke(
         self,

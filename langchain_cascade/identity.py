@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, fields, is_dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from typing import Any, Protocol
 
 from langchain_core.language_models.base import BaseLanguageModel, LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import BaseMessage
 from langchain_core.messages.utils import count_tokens_approximately
-from langchain_core.runnables import Runnable
-from pydantic import BaseModel, SecretStr
 
 from cascadellm.errors import ConfigurationError
 from cascadellm.policies import Policy
-from cascadellm.scores import SCORES, Score
-from cascadellm.tier import LocalLike, Price, Tier
+from cascadellm.tier import Price, Tier
 from langchain_cascade.convert import openai_tools
+from langchain_cascade.describe import describe
 from langchain_cascade.engine import Engine
-from langchain_cascade.local import LocalChatModel
-from langchain_cascade.tier import as_runnable, base_model
+from langchain_cascade.tier import base_model
 
 __all__ = [
     "counter",
@@ -33,79 +30,17 @@ __all__ = [
     "to_config",
 ]
 
-_SECRET = ("key", "secret", "token", "password", "credential", "authorization", "header")
-
 
 def identifying_params(engine: Engine) -> dict[str, Any]:
     """Return what tells two cascades apart: readable names, and a digest of all settings."""
-    cascade = engine.cascade
-    return {
-        "tiers": [tier.label for tier in cascade.tiers],
-        "policy": [describe(policy) for policy in cascade.policies],
-        "on_tier_error": cascade.on_tier_error,
-        "on_exhausted": cascade.on_exhausted,
-        "fingerprint": fingerprint(engine),
-    }
+    return {**engine.shown, "fingerprint": fingerprint(engine)}
 
 
 def fingerprint(engine: Engine) -> str:
     """Return a digest of every tier's and policy's settings; secrets are left out."""
-    tiers = [[tier.label, _model(tier.model), describe(tier.kwargs)] for tier in engine.tiers]
-    policies = [describe(policy) for policy in engine.cascade.policies]
-    text = json.dumps([tiers, policies], sort_keys=True, default=str)
+    tiers = [[tier.label, describe(tier.model), describe(tier.kwargs)] for tier in engine.tiers]
+    text = json.dumps([tiers, engine.shown["policy"]], sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _model(model: Any) -> str:
-    if isinstance(model, LocalChatModel):
-        return f"{describe(model.model_dump())}{_model(model.model)}"
-    if not isinstance(model, Runnable) and isinstance(model, LocalLike):
-        settings = getattr(model, "settings", None)
-        own = describe(settings()) if callable(settings) else f"object {id(model):x}"
-        return f"{type(model).__name__}({getattr(model, 'path', model.model_name)}, {own})"
-    if isinstance(model, BaseModel):
-        shown = {
-            name: _model(value) if isinstance(value, BaseLanguageModel) else describe(value)
-            for name, value in model
-            if not _secret(name, value) and name not in ("callbacks", "metadata", "tags")
-        }
-        return f"{type(model).__name__}{sorted(shown.items())}"
-    return f"{type(model).__name__} {id(model):x}"
-
-
-def _secret(name: str, value: Any) -> bool:
-    if isinstance(value, SecretStr):
-        return True
-    return isinstance(value, (str, dict)) and any(word in name.lower() for word in _SECRET)
-
-
-def describe(value: Any) -> str:
-    """Return a text that is equal for equal settings and differs for different ones."""
-    if isinstance(value, Score):
-        custom = value.name not in SCORES and value.level is None
-        return f"{value.name}:{describe(value.function)}" if custom else value.name
-    if is_dataclass(value) and not isinstance(value, type):
-        inner = ", ".join(f"{f.name}={describe(getattr(value, f.name))}" for f in fields(value))
-        return f"{type(value).__name__}({inner})"
-    if isinstance(value, BaseModel):
-        return _model(value)
-    if isinstance(value, Mapping):
-        known = {str(k): describe(v) for k, v in value.items() if not _secret(str(k), v)}
-        return str(sorted(known.items()))
-    if isinstance(value, (list, tuple)):
-        return f"[{', '.join(describe(item) for item in value)}]"
-    if isinstance(value, (set, frozenset)):
-        return f"{{{', '.join(sorted(describe(item) for item in value))}}}"
-    if value is None or isinstance(value, (str, int, float, bool)):
-        return repr(value)
-    return _by_name(value)
-
-
-def _by_name(value: Any) -> str:
-    name = getattr(value, "__qualname__", None)
-    if isinstance(value, Callable) and name and "<" not in name:  # type: ignore[arg-type]
-        return f"{value.__module__}.{name}"
-    return f"{type(value).__name__} {id(value):x}"
 
 
 def ls_params(engine: Engine, stop: list[str] | None, pin: Any) -> LangSmithParams:
@@ -123,7 +58,7 @@ def ls_params(engine: Engine, stop: list[str] | None, pin: Any) -> LangSmithPara
 
 def profile(models: Sequence[Any]) -> dict[str, Any] | None:
     """Return what every tier can do: AND of abilities, least of limits; None if unknown."""
-    profiles = [getattr(base_model(as_runnable(model)), "profile", None) for model in models]
+    profiles = [getattr(base_model(model), "profile", None) for model in models]
     known = [one for one in profiles if one]
     if len(known) != len(profiles) or not known:
         return None

@@ -13,7 +13,7 @@ from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
 from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, SecretStr
 
 from cascadellm.answer import Piece
 from cascadellm.errors import ConfigurationError
@@ -49,6 +49,7 @@ class LocalChatModel(BaseChatModel):
         model: A `LocalModel`, a `SpeculativePair`, a fake model, or a path or hub name, which
             is loaded at once.
         model_kwargs: Arguments of `LocalModel` where `model` is a path.
+        timeout: Accepted and of no effect, as are `max_retries` and `api_key`.
 
     Raises:
         ConfigurationError: `model` is nothing of this kind.
@@ -67,6 +68,10 @@ class LocalChatModel(BaseChatModel):
     stop: list[str] | str | None = None
     logprobs: bool = True
     top_logprobs: int | None = None
+    timeout: float | None = Field(default=None, exclude=True)
+    max_retries: int | None = Field(default=None, exclude=True)
+    api_key: SecretStr | None = Field(default=None, repr=False, exclude=True)
+    streaming: bool | None = None
 
     def __init__(
         self, model: Any, *, model_kwargs: Mapping[str, Any] | None = None, **settings: Any
@@ -76,7 +81,8 @@ class LocalChatModel(BaseChatModel):
         super().__init__(**{**settings, "model": _loaded(model, model_kwargs or {})})
 
     def __repr__(self) -> str:
-        return f"LocalChatModel({self.model_name!r})"
+        model = self.__dict__.get("model")
+        return f"LocalChatModel({getattr(model, 'model_name', None)!r})"
 
     @property
     def model_name(self) -> str:
@@ -93,7 +99,9 @@ class LocalChatModel(BaseChatModel):
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = LangSmithParams(
-            ls_provider="local", ls_model_name=self.model_name, ls_model_type="chat"
+            ls_provider="local",
+            ls_model_name=kwargs.get("model") or self.model_name,
+            ls_model_type="chat",
         )
         temperature = kwargs.get("temperature", self.temperature)
         if temperature is not None:

@@ -29,7 +29,10 @@ __all__ = [
 
 
 def resolve(value: Any) -> Tier:
-    """Return the engine's tier for a model, a `Tier` or a string; strings are loaded.
+    """Return the engine's tier for a model, a `Tier` or a string.
+
+    Strings are loaded and local models wrapped once, so that a cascade that is rebuilt from
+    its own tiers, as `configurable_fields` does per call, costs little.
 
     Raises:
         ConfigurationError: The value is nothing that can answer.
@@ -37,9 +40,9 @@ def resolve(value: Any) -> Tier:
     """
     tier = value if isinstance(value, Tier) else Tier(value)
     model = tier.model
-    if isinstance(model, str):
-        model = _from_string(model)
-    elif not isinstance(model, (Runnable, LocalLike)):
+    if not isinstance(model, Runnable) and isinstance(model, (str, LocalLike)):
+        model = as_runnable(model)
+    elif not isinstance(model, Runnable):
         raise ConfigurationError(
             "a tier must be a chat model or another Runnable, a LocalModel, a Tier, or a string "
             f"such as 'hf:Qwen/Qwen3-0.6B' or 'openai:gpt-4o-mini'; got {type(model).__name__}"
