@@ -25,7 +25,8 @@ ALLOWED = {
     "cascadellm": (),
     "cascadellm.testing": (),
     "cascadellm.report": (),
-    "langchain_cascade": ("langchain_core",),
+    # langsmith, which langchain-core needs, loads opentelemetry where it is installed
+    "langchain_cascade": ("langchain_core", "opentelemetry"),
     "llamaindex_cascade": ("llama_index", "numpy"),
     "cascadellm.local": (),
     "cascadellm.calibration": (),
