@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, closing
 from typing import Any
 
-from llama_index.core.base.llms.types import ChatResponse
+from llama_index.core.base.llms.types import ChatResponse, CompletionResponse
 from llama_index.core.bridge.pydantic import BaseModel
 from llama_index.core.instrumentation.events.llm import (
     LLMStructuredPredictEndEvent,
@@ -26,6 +27,7 @@ from llamaindex_cascade.tools import Asked
 __all__ = ["StructuredCascade"]
 
 _dispatcher = get_dispatcher(__name__)
+_log = logging.getLogger(__name__)
 
 
 class StructuredCascade(CascadeBase):
@@ -66,7 +68,7 @@ class StructuredCascade(CascadeBase):
     ) -> Any:
         """Decide, then return the growing objects of the accepted answer."""
         asked, kwargs = self._object_asked(output_cls, prompt, llm_kwargs, prompt_args)
-        return self._objects(Session(*self._parts(asked, kwargs)).open(), output_cls)
+        return self._objects(Session(*self._parts(asked, kwargs)).open(), asked)
 
     async def astream_structured_predict(
         self,
@@ -78,7 +80,7 @@ class StructuredCascade(CascadeBase):
         """Decide, then return the growing objects of the accepted answer."""
         asked, kwargs = self._object_asked(output_cls, prompt, llm_kwargs, prompt_args)
         chunks = await AsyncSession(*self._parts(asked, kwargs)).open()
-        return self._aobjects(chunks, output_cls)
+        return self._aobjects(chunks, asked)
 
     def _object_asked(
         self,
@@ -98,31 +100,39 @@ class StructuredCascade(CascadeBase):
         asked = Asked(tuple(messages), output_parser=parser, output_cls=output_cls)
         return asked, {k: v for k, v in (llm_kwargs or {}).items() if k != "tool_choice"}
 
-    def _grown(self, chunk: ChatResponse, output_cls: type[BaseModel], before: Any) -> Any:
+    def _grown(self, chunk: ChatResponse, asked: Asked, before: Any) -> Any:
+        """Return the object of a growing answer; the last chunk's is the parser's own."""
+        if "cascade" in chunk.additional_kwargs:
+            try:
+                return _parsed(chunk, asked)
+            except Exception:
+                # the last tier may give no whole object; what there is was shown already
+                _log.debug("the streamed answer is no whole object", exc_info=True)
+        source: Any = chunk
+        text = chunk.message.content or ""
+        if not chunk.message.additional_kwargs.get("tool_calls"):
+            source = CompletionResponse(text=text[max(text.find("{"), 0) :])
+        output_cls: Any = asked.output_cls
         return process_streaming_objects(
-            chunk, output_cls, cur_objects=before, flexible_mode=True, llm=self
+            source, output_cls, cur_objects=before, flexible_mode=True, llm=self
         )
 
-    def _objects(
-        self, chunks: Iterator[ChatResponse], output_cls: type[BaseModel]
-    ) -> Iterator[Any]:
+    def _objects(self, chunks: Iterator[ChatResponse], asked: Asked) -> Iterator[Any]:
         before: Any = None
         with closing(chunks):  # type: ignore[type-var]
             for chunk in chunks:
-                value = self._grown(chunk, output_cls, before)
-                before = [value]
-                yield _told(value, progress=True)
+                before = [self._grown(chunk, asked, before)]
+                yield _told(before[0], progress=True)
         _told(before[0] if before else None)
 
     async def _aobjects(
-        self, chunks: AsyncIterator[ChatResponse], output_cls: type[BaseModel]
+        self, chunks: AsyncIterator[ChatResponse], asked: Asked
     ) -> AsyncIterator[Any]:
         before: Any = None
         async with aclosing(chunks):  # type: ignore[type-var]
             async for chunk in chunks:
-                value = self._grown(chunk, output_cls, before)
-                before = [value]
-                yield _told(value, progress=True)
+                before = [self._grown(chunk, asked, before)]
+                yield _told(before[0], progress=True)
         _told(before[0] if before else None)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 from llama_index.core.instrumentation import get_dispatcher
 
-from tests.llamaindex.li_support import Events, Spans
+from tests.llamaindex.li_support import CLIENTS, Events, Spans
 
 
 @pytest.fixture
@@ -30,3 +30,13 @@ def spans() -> Iterator[Spans]:
     root.add_span_handler(handler)
     yield handler
     root.span_handlers = before
+
+
+@pytest.fixture(autouse=True)
+def clients() -> Iterator[None]:
+    """Close the OpenAI clients of a test."""
+    yield
+    for llm in CLIENTS:
+        if llm._client is not None:
+            llm._client.close()
+    CLIENTS.clear()

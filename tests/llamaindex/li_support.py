@@ -19,10 +19,12 @@ from llama_index.core.instrumentation.span.simple import SimpleSpan
 from llama_index.core.instrumentation.span_handlers import SimpleSpanHandler
 from llama_index.core.llms import CustomLLM
 from llama_index.core.llms.callbacks import llm_completion_callback
+from llama_index.llms.openai_like import OpenAILike
 from pydantic import Field, PrivateAttr
 
 from cascadellm.testing import FakeModel
 from llamaindex_cascade import CascadeLLM, Threshold, mean_logprob
+from tests.servers.openai_server import OpenAIServer
 
 __all__ = [
     "CHOW",
@@ -31,11 +33,15 @@ __all__ = [
     "SlowLLM",
     "Spans",
     "ask",
+    "asked",
+    "openai",
     "pair",
+    "run",
     "text_of",
     "user",
 ]
 
+CLIENTS: list[OpenAILike] = []
 CHOW = Threshold(mean_logprob, -0.35)
 ENDPOINTS = (
     "chat",
@@ -78,9 +84,38 @@ async def ask(
     return [c async for c in result] if endpoint.startswith("a") else list(result)
 
 
+def openai(server: OpenAIServer, **settings: Any) -> OpenAILike:
+    """Return a real OpenAI client on the local server; `run` and a fixture close it."""
+    defaults: dict[str, Any] = {
+        "model": "hosted",
+        "api_key": "none",
+        "is_chat_model": True,
+        "is_function_calling_model": True,
+        "max_retries": 0,
+    }
+    llm = OpenAILike(api_base=server.url, **{**defaults, **settings})
+    CLIENTS.append(llm)
+    return llm
+
+
+def run(coroutine: Any) -> Any:
+    """Run a coroutine and close the async clients that it used, in their own loop."""
+
+    async def main() -> Any:
+        try:
+            return await coroutine
+        finally:
+            for llm in CLIENTS:
+                if llm._aclient is not None:
+                    await llm._aclient.close()
+                    llm._aclient = None
+
+    return asyncio.run(main())
+
+
 def asked(llm: Any, endpoint: str, question: Any = "What is 2 + 2?", **kwargs: Any) -> list[Any]:
     """Call an endpoint from sync code."""
-    return asyncio.run(ask(llm, endpoint, question, **kwargs))
+    return run(ask(llm, endpoint, question, **kwargs))
 
 
 def text_of(response: Any) -> str:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 __all__ = ["OpenAIServer", "Said"]
 
@@ -82,7 +82,7 @@ class OpenAIServer:
     chunks_sent: int = 0
     hung_up: int = 0
 
-    def __enter__(self) -> OpenAIServer:
+    def __enter__(self) -> Self:
         server = self
 
         class Handler(_Handler):
