@@ -188,9 +188,7 @@ def asker_of(target: Any, *, reads: frozenset[str] = frozenset({"logprobs"})) ->
             return llm.complete(question)
 
     else:
-        raise ConfigurationError(
-            f"expected a Cascade or a CascadeLLM, got {type(target).__name__}"
-        )
+        raise ConfigurationError(f"expected a Cascade or a CascadeLLM, got {type(target).__name__}")
     return _CascadeAsker(tuple(t.label for t in tiers), tiers, run)
 
 

@@ -110,8 +110,10 @@ def collect_records(
             kind, or a budget is given and a tier has no price.
     """
     listed = list(questions)
-    asker: Asker = cascade if isinstance(getattr(cascade, "names", None), tuple) else asker_of(
-        cascade, reads=reads
+    asker: Asker = (
+        cascade
+        if isinstance(getattr(cascade, "names", None), tuple)
+        else asker_of(cascade, reads=reads)
     )
     _check_names(listed)
     run = _Run(asker, Path(path), grade, max_cost_usd, known=_resume(Path(path), asker))
@@ -268,5 +270,3 @@ def _resume(path: Path, asker: Asker) -> dict[str, dict[int, dict[str, Any]]]:
             raise CalibrationError(f"{path}, line {number}: {fault}")
         known.setdefault(str(row["id"]), {})[int(row["tier"])] = row
     return known
-
-

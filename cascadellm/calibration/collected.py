@@ -151,7 +151,8 @@ def decode_line(row: Mapping[str, Any], names: Sequence[str] | None) -> str | No
 
 
 def group(
-    questions: Sequence[_Named], known: Mapping[str, Mapping[int, Mapping[str, Any]]],
+    questions: Sequence[_Named],
+    known: Mapping[str, Mapping[int, Mapping[str, Any]]],
     names: Sequence[str],
 ) -> tuple[Collected, ...]:
     """Return the questions that every tier answered, in order."""

@@ -106,9 +106,7 @@ class Head:
 
     def __call__(self, inputs: Sequence[float]) -> float:
         """Return a probability."""
-        value = self.intercept + math.fsum(
-            w * x for w, x in zip(self.weights, inputs, strict=True)
-        )
+        value = self.intercept + math.fsum(w * x for w, x in zip(self.weights, inputs, strict=True))
         return 1 / (1 + math.exp(-min(max(value, -40.0), 40.0)))
 
 

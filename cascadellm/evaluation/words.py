@@ -42,7 +42,7 @@ def sentence(evaluation: Evaluation) -> str:
 
 
 def _of_point(point: OperatingPoint) -> str:
-    low, high = (round(100 * v, 1) for v in point.gap_interval)
+    low, high = (round(100 * v, 1) + 0.0 for v in point.gap_interval)
     kept = 1 - point.share_last
     cost = "" if point.cost is None else f", costs {point.cost:.0%} of always asking it"
     change = f"loses {_points(point.gap)}" if point.gap >= 0 else f"gains {_points(-point.gap)}"
