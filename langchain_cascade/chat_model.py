@@ -142,13 +142,15 @@ class CascadeLLM(CascadeFlow):
         Raises:
             ConfigurationError: A tier cannot bind tools; names the tier.
         """
+        # create_agent hands model settings here; `model` pins a tier and is no tier's own option
+        pin = {"model": kwargs.pop("model")} if "model" in kwargs else {}
         options = {"tool_choice": tool_choice, **kwargs}
         bound = self.engine.bind_tools(tools, options)
         known = ("parallel_tool_calls", "strict", "response_format", "ls_structured_output_format")
         shown = {key: kwargs[key] for key in known if key in kwargs}
         if tool_choice is not None:
             shown["tool_choice"] = tool_choice
-        return self.bind(tools=bound.tools, **{BOUND: bound}, **shown)
+        return self.bind(tools=bound.tools, **{BOUND: bound}, **shown, **pin)
 
     def to_config(self) -> dict[str, Any]:
         """Return plain data for `from_config`: policies, names, prices; no models, no keys."""
