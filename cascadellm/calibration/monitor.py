@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import threading
+from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ __all__ = ["DriftDetected", "DriftMonitor"]
 _SCHEMA = "cascadellm.drift_monitor/1"
 _BETS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
 _WINDOW = 500
+_MOST = 1e300
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,8 +100,8 @@ class DriftMonitor:
         self._lock = threading.Lock()
         self._count = 0
         self._total = 0.0
-        self._recent: list[float] = []
-        self._logs = [0.0] * len(_BETS)
+        self._recent: deque[float] = deque(maxlen=_WINDOW)
+        self._capital = [0.0] * len(_BETS)
         self._alarm: DriftDetected | None = None
 
     @property
@@ -153,24 +155,18 @@ class DriftMonitor:
     def _update(self, value: float) -> None:
         self._count += 1
         self._total += value
-        self._recent = [*self._recent[-(_WINDOW - 1) :], value]
-        # a new unit of capital enters at every time t with weight 1/(t(t+1)), which sums to 1
-        entering = -math.log(self._count) - math.log(self._count + 1)
-        change = value - self.target_risk
-        for place, bet in enumerate(_BETS):
-            grown = math.log1p(bet / self.target_risk * change)
-            if self._count == 1:
-                self._logs[place] = entering + grown
-            else:
-                self._logs[place] = _log_add(self._logs[place], entering) + grown
+        self._recent.append(value)
+        # a new share 1/(t(t+1)) of the capital enters at every time t; the shares sum to 1
+        entering = 1 / (self._count * (self._count + 1))
+        change = value / self.target_risk - 1
+        self._capital = [
+            min((working + entering) * (1 + bet * change), _MOST)
+            for working, bet in zip(self._capital, _BETS, strict=True)
+        ]
 
     def _wealth(self) -> float:
-        if self._count == 0:
-            return 1.0
-        # what has not entered yet is idle capital
-        idle = 1 / (self._count + 1)
-        working = [math.exp(min(log, 700.0)) for log in self._logs]
-        return idle + math.fsum(working) / len(working)
+        # what has not entered yet is idle
+        return 1 / (self._count + 1) + math.fsum(self._capital) / len(_BETS)
 
     def _judge(self) -> DriftDetected | None:
         if self._alarm is not None or (evidence := self._wealth()) < 1 / self.false_alarm:
@@ -191,8 +187,9 @@ class DriftMonitor:
     def reset(self) -> None:
         """Forget everything, after a new calibration."""
         with self._lock:
-            self._count, self._total, self._recent = 0, 0.0, []
-            self._logs, self._alarm = [0.0] * len(_BETS), None
+            self._count, self._total = 0, 0.0
+            self._recent.clear()
+            self._capital, self._alarm = [0.0] * len(_BETS), None
 
     def state(self) -> dict[str, Any]:
         """Return plain JSON data that `restore` continues from."""
@@ -205,7 +202,7 @@ class DriftMonitor:
                 "count": self._count,
                 "total": self._total,
                 "recent": list(self._recent),
-                "logs": list(self._logs),
+                "capital": list(self._capital),
                 "alarm": None if self._alarm is None else asdict(self._alarm),
             }
 
@@ -223,8 +220,8 @@ class DriftMonitor:
                 )
         with self._lock:
             self._count, self._total = int(state["count"]), float(state["total"])
-            self._recent = [float(v) for v in state["recent"]]
-            self._logs = [float(v) for v in state["logs"]]
+            self._recent = deque((float(v) for v in state["recent"]), maxlen=_WINDOW)
+            self._capital = [float(v) for v in state["capital"]]
             alarm = state.get("alarm")
             self._alarm = None if alarm is None else DriftDetected(**alarm)
 
@@ -234,8 +231,3 @@ class DriftMonitor:
         part = target.with_name(target.name + ".part")
         part.write_text(json.dumps(self.state(), allow_nan=False), "utf-8")
         part.replace(target)
-
-
-def _log_add(first: float, second: float) -> float:
-    high, low = max(first, second), min(first, second)
-    return high + math.log1p(math.exp(low - high))
