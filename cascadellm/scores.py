@@ -69,6 +69,13 @@ class Score:
     def __hash__(self) -> int:
         return hash((self.name, self.level))
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        # the named scores hold closures, which travel to other processes by name
+        if self.level is not None or SCORES.get(self.name) is self:
+            return score_from_config, (self.to_config(),)
+        state = (self.name, self.function, self.unit, self.low, self.high, self.reads, self.level)
+        return Score, state
+
     def to_config(self) -> dict[str, Any]:
         """Return plain data for `score_from_config`."""
         if self.level is not None:
