@@ -17,8 +17,14 @@ from cascadellm.errors import (
     ModelError,
     VocabularyMismatchError,
 )
-from cascadellm.local import LocalModel, SequentialPair, SpeculativeCascade, SpeculativePair
-from cascadellm.local import TokenCascade, rules
+from cascadellm.local import (
+    LocalModel,
+    SequentialPair,
+    SpeculativeCascade,
+    SpeculativePair,
+    TokenCascade,
+    rules,
+)
 from cascadellm.local.cache import Rollback, new_cache
 from cascadellm.local.quick import QuickForward
 from cascadellm.policies import Policy, Threshold
@@ -322,7 +328,7 @@ def test_a_wrong_rule_or_model_is_refused(models) -> None:
     """What is no rule or no local model is named at construction."""
     with pytest.raises(ConfigurationError, match="rule must be a deferral rule"):
         SpeculativeCascade(rule="TokenV3")
-    with pytest.raises(ConfigurationError, match="draft of a pair must be a LocalModel, got a Fake"):
+    with pytest.raises(ConfigurationError, match="must be a LocalModel, got a FakeModel"):
         SpeculativePair(FakeModel("x"), models["large"])
     with pytest.raises(ConfigurationError, match="tier 'fake' is a FakeModel"):
         Cascade([Tier(FakeModel("x"), name="fake"), models["large"]], SpeculativeCascade())
@@ -350,7 +356,7 @@ def test_another_vocabulary_names_the_first_difference(models, tmp_path) -> None
 
 
 def test_padded_vocabularies_of_one_family_work(models, folders, tmp_path) -> None:
-    """The same tokens with wider logits: padding ids are never written, the text is the target's."""
+    """With the same tokens and wider logits, padding ids are never written."""
     size = len(tiny_tokenizer())
     wide = LocalModel(
         tiny_llama(tmp_path / "wide", vocab=size + 21, layers=3, width=64, seed=1),
@@ -383,7 +389,8 @@ def test_a_prompt_too_long_for_the_draft_is_refused(models, tmp_path) -> None:
 
 def test_a_full_window_is_filled_to_the_last_token(models, tmp_path) -> None:
     """Without a token limit the answer ends where the window does, for every gamma."""
-    target = LocalModel(tiny_llama(tmp_path / "w", layers=1, window=96, seed=3), max_new_tokens=None)
+    folder = tiny_llama(tmp_path / "w", layers=1, window=96, seed=3)
+    target = LocalModel(folder, max_new_tokens=None)
     draft = LocalModel(noisy_copy(target.path, tmp_path / "d"), max_new_tokens=None)
     alone = target.generate("abc")
     for gamma in (1, 6):
@@ -457,7 +464,7 @@ def test_mutation_a_missing_rollback_is_visible(models, monkeypatch) -> None:
     assert plain(alone) != broken
 
 
-@pytest.mark.parametrize("build", [tiny_llama, tiny_qwen2, sliding], ids=["llama", "qwen2", "window"])
+@pytest.mark.parametrize("build", [tiny_llama, tiny_qwen2, sliding])
 def test_the_quick_forward_pass_is_bitwise_equal_or_not_used(build, tmp_path) -> None:
     """Known families run on their own layers with equal results; others keep their forward."""
     module = LocalModel(build(tmp_path / "m")).module
@@ -483,7 +490,7 @@ def test_mutation_a_quick_forward_that_differs_is_not_used(tmp_path, monkeypatch
     right = QuickForward.__call__
     assert QuickForward.of(module, 8) is not None
     monkeypatch.setattr(
-        QuickForward, "__call__", lambda self, ids, cache, start: right(self, ids, cache, start) + 1e-6
+        QuickForward, "__call__", lambda self, *given: right(self, *given) + 1e-6
     )
     assert QuickForward.of(module, 8) is None
 
