@@ -30,6 +30,7 @@ from cascadellm.errors import ConfigurationError
 from cascadellm.tier import LocalLike
 from llamaindex_cascade.chat_dicts import chat_dicts
 from llamaindex_cascade.convert import completion_from_chat, logprob_lists, usage_dict
+from llamaindex_cascade.told import atold, told
 from llamaindex_cascade.tools import chat_arguments, selections
 
 __all__ = ["LocalLLM", "local_model"]
@@ -134,10 +135,10 @@ class LocalLLM(FunctionCallingLLM):
         """Answer a conversation."""
         return _response(self._local.generate(chat_dicts(messages), **self._arguments(kwargs)))
 
-    @llm_chat_callback()
     def stream_chat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponseGen:
         """Answer a conversation as it is written; closing the generator stops the model."""
-        return _chunks(self._local.stream(chat_dicts(messages), **self._arguments(kwargs)))
+        chunks = _chunks(self._local.stream(chat_dicts(messages), **self._arguments(kwargs)))
+        return told(llm_chat_callback, chunks, self, messages, kwargs)
 
     @llm_chat_callback()
     async def achat(self, messages: Sequence[ChatMessage], **kwargs: Any) -> ChatResponse:
@@ -145,12 +146,12 @@ class LocalLLM(FunctionCallingLLM):
         arguments = self._arguments(kwargs)
         return _response(await self._local.agenerate(chat_dicts(messages), **arguments))
 
-    @llm_chat_callback()
     async def astream_chat(
         self, messages: Sequence[ChatMessage], **kwargs: Any
     ) -> ChatResponseAsyncGen:
         """Answer as it is written, without blocking the event loop."""
-        return _achunks(self._local.astream(chat_dicts(messages), **self._arguments(kwargs)))
+        chunks = _achunks(self._local.astream(chat_dicts(messages), **self._arguments(kwargs)))
+        return await atold(llm_chat_callback, chunks, self, messages, kwargs)
 
     @llm_completion_callback()
     def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
@@ -158,19 +159,13 @@ class LocalLLM(FunctionCallingLLM):
         arguments = self._arguments(kwargs)
         return completion_from_chat(_response(self._local.generate(_one(prompt), **arguments)))
 
-    @llm_completion_callback()
     def stream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseGen:
-        """Answer a prompt as it is written."""
+        """Answer a prompt as it is written; closing the generator stops the model."""
         chunks = _chunks(self._local.stream(_one(prompt), **self._arguments(kwargs)))
-
-        def relay() -> CompletionResponseGen:
-            with closing(chunks):
-                for chunk in chunks:
-                    yield completion_from_chat(chunk)
-
-        return relay()
+        completions = (completion_from_chat(chunk) for chunk in chunks)
+        return told(llm_completion_callback, completions, self, prompt, kwargs, chunks)
 
     @llm_completion_callback()
     async def acomplete(
@@ -181,19 +176,13 @@ class LocalLLM(FunctionCallingLLM):
         answer = await self._local.agenerate(_one(prompt), **arguments)
         return completion_from_chat(_response(answer))
 
-    @llm_completion_callback()
     async def astream_complete(
         self, prompt: str, formatted: bool = False, **kwargs: Any
     ) -> CompletionResponseAsyncGen:
         """Answer a prompt as it is written, without blocking the event loop."""
         chunks = _achunks(self._local.astream(_one(prompt), **self._arguments(kwargs)))
-
-        async def relay() -> CompletionResponseAsyncGen:
-            async with aclosing(chunks):
-                async for chunk in chunks:
-                    yield completion_from_chat(chunk)
-
-        return relay()
+        completions = (completion_from_chat(chunk) async for chunk in chunks)
+        return await atold(llm_completion_callback, completions, self, prompt, kwargs, chunks)
 
     # -- tools --
 
