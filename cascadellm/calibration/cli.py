@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -18,15 +18,12 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from cascadellm.calibration.boundaries import calibrate_cascade, search_cascade
-from cascadellm.calibration.budget import calibrate_budget
-from cascadellm.calibration.collect import Progress, collect_records, read_questions
-from cascadellm.calibration.grading import exact_match
-from cascadellm.calibration.loading import load_records
-from cascadellm.calibration.records import CalibrationRecords
-from cascadellm.calibration.result import Calibration
-from cascadellm.calibration.threshold import calibrate_threshold
 from cascadellm.errors import CalibrationError, ConfigurationError
+
+if TYPE_CHECKING:
+    from cascadellm.calibration.collect import Progress
+    from cascadellm.calibration.records import CalibrationRecords
+    from cascadellm.calibration.result import Calibration
 
 __all__ = ["calibrate", "collect", "register"]
 
@@ -50,6 +47,9 @@ def collect(
     max_cost: Annotated[float | None, typer.Option(help="Stop at this cost, in USD.")] = None,
 ) -> None:
     """Ask every tier every question; a second run asks only what is missing."""
+    from cascadellm.calibration.collect import collect_records, read_questions
+    from cascadellm.calibration.grading import exact_match
+
     listed = read_questions(questions)
     target = _load(cascade)
     grader = {"exact": exact_match, "none": None}.get(grade, None)
@@ -112,6 +112,10 @@ def calibrate(
     force: Annotated[bool, typer.Option("--force", help="Overwrite the file.")] = False,
 ) -> None:
     """Choose a threshold with a certified risk or budget, and save it."""
+    # the numerical packages load when a command runs, not for every `--help`
+    from cascadellm.calibration.budget import calibrate_budget
+    from cascadellm.calibration.loading import load_records
+
     if output.exists() and not force:
         raise CalibrationError(f"{output} exists; choose another file or pass --force")
     data = load_records(records, () if score is None else (score,))
@@ -145,6 +149,9 @@ def _certify(
     joint: bool,
     seed: int,
 ) -> Calibration:
+    from cascadellm.calibration.boundaries import calibrate_cascade, search_cascade
+    from cascadellm.calibration.threshold import calibrate_threshold
+
     if joint:
         return search_cascade(
             data, target_risk=target_risk, confidence=confidence, loss=loss, seed=seed

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy import special, stats
+from scipy import special
 
 from cascadellm.calibration import bounds
 from cascadellm.calibration.losses import LossColumn, Walk
@@ -110,10 +110,11 @@ def signal_pvalue(column: LossColumn) -> float | None:
     ones, zeros = int(lossy.sum()), int((~lossy).sum())
     if ones == 0 or zeros == 0 or bool((score == score[0]).all()):
         return None
-    ranks = stats.rankdata(score)
+    _, place, counts = np.unique(score, return_inverse=True, return_counts=True)
+    # tied scores share the mean of their ranks
+    ranks = (np.cumsum(counts) - (counts - 1) / 2)[place]
     statistic = float(ranks[~lossy].sum()) - zeros * (zeros + 1) / 2
     n = ones + zeros
-    _, counts = np.unique(score, return_counts=True)
     ties = float((counts.astype(float) ** 3 - counts).sum()) / (n * (n - 1))
     spread = math.sqrt(ones * zeros / 12 * (n + 1 - ties))
     return float(special.ndtr((ones * zeros / 2 - statistic) / spread))

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from cascadellm.calibration.loading import load_records
-from cascadellm.calibration.result import Calibration
 from cascadellm.errors import CalibrationError
-from cascadellm.evaluation.compare import Evaluation, PolicyResult, evaluate
+
+if TYPE_CHECKING:
+    from cascadellm.evaluation.compare import Evaluation, PolicyResult
 
 __all__ = ["evaluate_command", "register"]
 
@@ -44,6 +44,10 @@ def evaluate_command(
     force: Annotated[bool, typer.Option("--force", help="Overwrite files.")] = False,
 ) -> None:
     """Judge deferral policies on graded records, beside random, oracle and prompt length."""
+    from cascadellm.calibration.loading import load_records
+    from cascadellm.calibration.result import Calibration
+    from cascadellm.evaluation.compare import evaluate
+
     for target in (html, png, output):
         if target is not None and target.exists() and not force:
             raise CalibrationError(f"{target} exists; choose another file or pass --force")
