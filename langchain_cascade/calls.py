@@ -23,10 +23,10 @@ from cascadellm.effects import Call, Judge, Plan
 from cascadellm.events import Handler
 from langchain_cascade.convert import buffer_text, openai_tools, response_schema, tool_required
 from langchain_cascade.engine import Engine
-from langchain_cascade.tier import BoundTools, as_runnable, bind_tools, with_arguments
+from langchain_cascade.tier import BoundTools, bind_tools, with_arguments
 from langchain_cascade.tracing import Outer, Tracing
 
-__all__ = ["BOUND", "BOX", "Box", "CallContext", "visible"]
+__all__ = ["BOUND", "BOX", "Box", "CascadeCall", "visible"]
 
 BOX = "_cascade_box"
 """Private call argument: what the entry points hand down to `_generate` and `_stream`."""
@@ -75,7 +75,7 @@ class Box:
         )
 
 
-class CallContext:
+class CascadeCall:
     """Everything that performers need to know about one call."""
 
     def __init__(
@@ -143,8 +143,9 @@ class CallContext:
 
     def prepare_judge(self, effect: Judge) -> tuple[Any, dict[str, Any], RunnableConfig]:
         """Return (runnable, arguments, config) for a judge's call."""
-        arguments = {**effect.tier.kwargs, **effect.kwargs}
-        runnable, arguments = with_arguments(as_runnable(effect.tier.model), arguments)
+        asked = self.engine.logprob_arguments(effect.tier, effect.reads)
+        arguments = {**effect.tier.kwargs, **asked, **effect.kwargs}
+        runnable, arguments = with_arguments(self.engine.runnable(effect.tier), arguments)
         return runnable, arguments, self._config(effect)
 
     def _runnable(self, effect: Call) -> Runnable[Any, Any]:

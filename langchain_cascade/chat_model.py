@@ -18,6 +18,8 @@ from langchain_cascade.flow import CascadeFlow
 
 __all__ = ["CascadeLLM"]
 
+_ENGINE = ("on_tier_error", "on_exhausted", "deadline_s", "handlers", "tier_callbacks")
+
 
 class CascadeLLM(CascadeFlow):
     """Tiers, cheap to costly, with one deferral policy per boundary, as one chat model.
@@ -32,6 +34,7 @@ class CascadeLLM(CascadeFlow):
             accepted too. A single tier needs none.
         on_tier_error: `escalate` past a tier that raises, or `raise`.
         on_exhausted: When the last tier fails: `raise` its error, or give the `best` draft.
+        deadline_s: Seconds for the whole call; None = no limit.
         handlers: Event handlers (see `cascadellm.events`).
         tier_callbacks: Whether callbacks see the tiers' runs.
         stop: Strings that end the answer, unless a call gives its own.
@@ -48,6 +51,7 @@ class CascadeLLM(CascadeFlow):
     policy: Any = Field(default=None, exclude=True)
     on_tier_error: Literal["escalate", "raise"] = "escalate"
     on_exhausted: Literal["raise", "best"] = "raise"
+    deadline_s: float | None = None
     handlers: Any = Field(default=(), repr=False, exclude=True)
     tier_callbacks: bool = True
     stop: list[str] | None = Field(default=None, alias="stop_sequences")
@@ -64,21 +68,14 @@ class CascadeLLM(CascadeFlow):
     def __init__(self, tiers: Any = (), policy: Any = None, **options: Any) -> None:
         if "stop" in options:
             options.setdefault("stop_sequences", options.pop("stop"))
-        known = ("on_tier_error", "on_exhausted", "handlers", "tier_callbacks")
         # built before pydantic validates, which would turn our errors into its own
-        engine = Engine(tiers, policy, **{k: options[k] for k in known if k in options})
+        engine = Engine(tiers, policy, **{k: options[k] for k in _ENGINE if k in options})
         super().__init__(**{**options, "tiers": engine.tiers, "policy": policy})
         self._engine, self._built_from = engine, self._sources()
 
     def _sources(self) -> tuple[Any, ...]:
-        return (
-            self.tiers,
-            self.policy,
-            self.on_tier_error,
-            self.on_exhausted,
-            self.handlers,
-            self.tier_callbacks,
-        )
+        own = self.__dict__
+        return (own["tiers"], own["policy"], *(own[name] for name in _ENGINE))
 
     @property
     def engine(self) -> Engine:
@@ -86,17 +83,16 @@ class CascadeLLM(CascadeFlow):
         sources = self._sources()
         same = zip(sources, self._built_from, strict=False)
         if self._engine is None or not all(new is old for new, old in same):
-            tiers, policy, on_tier_error, on_exhausted, handlers, tier_callbacks = sources
-            self._engine = Engine(
-                tiers,
-                policy,
-                on_tier_error=on_tier_error,
-                on_exhausted=on_exhausted,
-                handlers=handlers,
-                tier_callbacks=tier_callbacks,
-            )
+            tiers, policy, *options = sources
+            self._engine = Engine(tiers, policy, **dict(zip(_ENGINE, options, strict=True)))
             self._built_from = sources
         return self._engine
+
+    def __getstate__(self) -> dict[Any, Any]:
+        # the engine is rebuilt where the copy lands: it holds what it learned in this process
+        state = super().__getstate__()
+        private = {**(state.get("__pydantic_private__") or {}), "_engine": None}
+        return {**state, "__pydantic_private__": private}
 
     def __repr__(self) -> str:
         names = ", ".join(tier.label for tier in self.engine.tiers)

@@ -36,6 +36,7 @@ class Engine:
         policy: As given by the user, or a policy's config.
         on_tier_error: As in `cascadellm.Cascade`.
         on_exhausted: As in `cascadellm.Cascade`.
+        deadline_s: As in `cascadellm.Cascade`.
         handlers: Event handlers of the engine.
         tier_callbacks: Whether tiers run as children of the cascade's run.
     """
@@ -47,6 +48,7 @@ class Engine:
         *,
         on_tier_error: Any = "escalate",
         on_exhausted: Any = "raise",
+        deadline_s: float | None = None,
         handlers: Sequence[Handler] = (),
         tier_callbacks: bool = True,
     ) -> None:
@@ -55,19 +57,25 @@ class Engine:
         policy = _policy(policy)
         ready = _unwrapped([resolve(tier) for tier in tiers], policy)
         self.cascade = Cascade(
-            ready, policy, on_tier_error=on_tier_error, on_exhausted=on_exhausted
+            ready,
+            policy,
+            on_tier_error=on_tier_error,
+            on_exhausted=on_exhausted,
+            deadline_s=deadline_s,
         )
         self.handlers = tuple(handlers)
         self.tier_callbacks = tier_callbacks
         self.sync_only: set[int] = set()
         labelled = [*self.cascade.tiers, *(unit.tier for unit in self.cascade.units)]
         self._tiers = {tier.label: tier for tier in labelled}
-        self._runnables = {id(t.model): as_runnable(t.model) for t in labelled}
+        # by identity; the models are kept, so that no id is used twice
+        self._runnables = {id(t.model): (t.model, as_runnable(t.model)) for t in labelled}
         self.shown: dict[str, Any] = {
             "tiers": [tier.label for tier in self.cascade.tiers],
             "policy": [describe(policy) for policy in self.cascade.policies],
             "on_tier_error": on_tier_error,
             "on_exhausted": on_exhausted,
+            "deadline_s": deadline_s,
         }
         self._warn()
 
@@ -82,9 +90,12 @@ class Engine:
         return self.runnable(self.cascade.tiers[-1])
 
     def runnable(self, tier: Tier) -> Runnable[Any, Any]:
-        """Return a tier's Runnable; a policy's own tier is wrapped on the fly."""
-        found = self._runnables.get(id(tier.model))
-        return as_runnable(tier.model) if found is None else found
+        """Return a tier's or judge's Runnable; a policy's own model is wrapped once."""
+        model = tier.model
+        found = self._runnables.get(id(model))
+        if found is None:
+            found = self._runnables.setdefault(id(model), (model, as_runnable(model)))
+        return found[1]
 
     def decided_at(self, pin: str | None) -> Mapping[int, Policy]:
         """Return the policy per tier index where one decides in a call."""
@@ -140,12 +151,5 @@ def _unwrapped(tiers: list[Tier], policy: Any) -> list[Tier]:
         for index in (place, place + 1):
             tier = result[index]
             if isinstance(tier.model, LocalChatModel) and isinstance(tier.model.model, LocalLike):
-                result[index] = Tier(
-                    tier.model.model,
-                    name=tier.name,
-                    price=tier.price,
-                    retry=tier.retry,
-                    timeout_s=tier.timeout_s,
-                    kwargs=tier.kwargs,
-                )
+                result[index] = tier.but(model=tier.model.model)
     return result

@@ -26,7 +26,7 @@ from langchain_core.utils.uuid import uuid7
 
 from cascadellm.cascade import Outcome
 from cascadellm.perform import adrive, drive
-from langchain_cascade.calls import BOX, Box, CallContext, visible
+from langchain_cascade.calls import BOX, Box, CascadeCall, visible
 from langchain_cascade.engine import Engine
 from langchain_cascade.performing import AsyncLangChainPerformer, LangChainPerformer
 from langchain_cascade.streams import astream_plan, final_message, stream_plan
@@ -208,12 +208,12 @@ class CascadeFlow(BaseChatModel):
         kwargs: dict[str, Any],
         *,
         asynchronous: bool,
-    ) -> CallContext:
+    ) -> CascadeCall:
         box: Box | None = kwargs.pop(BOX, None)
         if box is None or box.outer is None:
             box = self._box_at({BOX: box}, run_manager)
         ending = stop if stop is not None else self.stop
-        return CallContext(self.engine, messages, ending, box, kwargs, asynchronous=asynchronous)
+        return CascadeCall(self.engine, messages, ending, box, kwargs, asynchronous=asynchronous)
 
     def _generate(
         self,
@@ -273,7 +273,7 @@ def _box(kwargs: Mapping[str, Any], config: Mapping[str, Any]) -> Box:
     return Box(structured=structured, configurable=config.get("configurable") or {})
 
 
-def _result(outcome: Outcome, context: CallContext) -> ChatResult:
+def _result(outcome: Outcome, context: CascadeCall) -> ChatResult:
     message, usage = final_message(outcome)
     context.box.usages[context.outer.run_id] = usage
     return ChatResult(generations=[ChatGeneration(message=message)])

@@ -31,6 +31,9 @@ __all__ = [
 ]
 
 
+_OPTIONS = ("on_tier_error", "on_exhausted", "deadline_s")
+
+
 def identifying_params(engine: Engine) -> dict[str, Any]:
     """Return what tells two cascades apart: readable names, and a digest of all settings."""
     return {**engine.shown, "fingerprint": fingerprint(engine)}
@@ -129,6 +132,7 @@ def to_config(engine: Engine) -> dict[str, Any]:
         "policy": [policy.to_config() for policy in cascade.policies],
         "on_tier_error": cascade.on_tier_error,
         "on_exhausted": cascade.on_exhausted,
+        "deadline_s": cascade.deadline_s,
     }
 
 
@@ -142,7 +146,7 @@ def from_config(
     Raises:
         ConfigurationError: A model is missing, or an option is unknown.
     """
-    known = {"type", "tiers", "policy", "on_tier_error", "on_exhausted"}
+    known = {"type", "tiers", "policy", *_OPTIONS}
     unknown = sorted(set(config) - known)
     if unknown:
         raise ConfigurationError(f"unknown options in the config: {', '.join(unknown)}")
@@ -157,7 +161,7 @@ def from_config(
         )
         for place, entry in enumerate(entries)
     ]
-    options = {k: config[k] for k in ("on_tier_error", "on_exhausted") if k in config}
+    options = {k: config[k] for k in _OPTIONS if k in config}
     policies = [Policy.from_config(one, allow=allow) for one in config.get("policy") or ()]
     return {"tiers": tiers, "policy": policies, **options}
 

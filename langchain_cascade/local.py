@@ -90,6 +90,11 @@ class LocalChatModel(BaseChatModel):
         return str(self.model.model_name)
 
     @property
+    def context_window(self) -> int:
+        """Most tokens of prompt plus answer; routing policies read it."""
+        return int(self.model.context_window)
+
+    @property
     def _llm_type(self) -> str:
         return "local-chat"
 

@@ -16,7 +16,7 @@ from cascadellm.answer import Answer
 from cascadellm.effects import Call, Judge
 from cascadellm.perform import AsyncPerformer, Performer
 from cascadellm.resilience import timeout_message, with_timeout
-from langchain_cascade.calls import CallContext
+from langchain_cascade.calls import CascadeCall
 from langchain_cascade.convert import answer_of, as_message
 
 __all__ = ["AsyncLangChainPerformer", "LangChainPerformer"]
@@ -27,7 +27,7 @@ _LEAST_S = 1e-3
 class LangChainPerformer(Performer):
     """Calls tiers as child runs of the cascade's run, synchronously."""
 
-    def __init__(self, context: CallContext) -> None:
+    def __init__(self, context: CascadeCall) -> None:
         super().__init__(context.handlers)
         self.context = context
         self.answer: Answer | None = None
@@ -92,7 +92,7 @@ class LangChainPerformer(Performer):
 class AsyncLangChainPerformer(AsyncPerformer):
     """Calls tiers as child runs of the cascade's run, asynchronously."""
 
-    def __init__(self, context: CallContext) -> None:
+    def __init__(self, context: CascadeCall) -> None:
         super().__init__(context.handlers)
         self.context = context
         self.answer: Answer | None = None

@@ -13,7 +13,7 @@ from cascadellm.answer import Answer
 from cascadellm.cascade import Outcome
 from cascadellm.effects import Call, Interrupted, Relay
 from cascadellm.perform import Done, aadvance, advance
-from langchain_cascade.calls import CallContext
+from langchain_cascade.calls import CascadeCall
 from langchain_cascade.convert import as_message
 from langchain_cascade.performing import AsyncLangChainPerformer, LangChainPerformer
 
@@ -38,7 +38,7 @@ def final_message(outcome: Outcome) -> tuple[AIMessage, Any]:
     return message.model_copy(update=update), message.usage_metadata
 
 
-def stream_plan(context: CallContext) -> Iterator[ChatGenerationChunk]:
+def stream_plan(context: CascadeCall) -> Iterator[ChatGenerationChunk]:
     """Drive a plan; yield the accepted answer's chunks, the last one with the record."""
     perform = LangChainPerformer(context)
     plan = context.plan()
@@ -67,7 +67,7 @@ def stream_plan(context: CallContext) -> Iterator[ChatGenerationChunk]:
         context.close()
 
 
-async def astream_plan(context: CallContext) -> AsyncIterator[ChatGenerationChunk]:
+async def astream_plan(context: CascadeCall) -> AsyncIterator[ChatGenerationChunk]:
     """Async twin of `stream_plan`."""
     perform = AsyncLangChainPerformer(context)
     plan = context.plan()
@@ -102,7 +102,7 @@ async def astream_plan(context: CallContext) -> AsyncIterator[ChatGenerationChun
 
 
 def _ending(
-    outcome: Outcome, context: CallContext, *, replay: bool
+    outcome: Outcome, context: CascadeCall, *, replay: bool
 ) -> Iterator[ChatGenerationChunk]:
     message, usage = final_message(outcome)
     context.box.usages[context.outer.run_id] = usage

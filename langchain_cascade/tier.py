@@ -47,16 +47,7 @@ def resolve(value: Any) -> Tier:
             "a tier must be a chat model or another Runnable, a LocalModel, a Tier, or a string "
             f"such as 'hf:Qwen/Qwen3-0.6B' or 'openai:gpt-4o-mini'; got {type(model).__name__}"
         )
-    if model is tier.model:
-        return tier
-    return Tier(
-        model,
-        name=tier.name,
-        price=tier.price,
-        retry=tier.retry,
-        timeout_s=tier.timeout_s,
-        kwargs=tier.kwargs,
-    )
+    return tier if model is tier.model else tier.but(model=model)
 
 
 def _from_string(name: str) -> Any:

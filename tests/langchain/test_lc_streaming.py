@@ -73,7 +73,7 @@ def test_t12_an_agent_streams_the_accepted_text_once(path):
 def test_t12_a_leak_is_noticed(monkeypatch):
     """The draft shows when tier handlers are not muted and not tagged (mutation)."""
     monkeypatch.setattr(tracing_module, "muted", list)
-    monkeypatch.setattr("langchain_cascade.calls.CallContext._config", _untagged)
+    monkeypatch.setattr("langchain_cascade.calls.CascadeCall._config", _untagged)
     pieces = [m for m, _ in _streamed("stream") if isinstance(m, AIMessage)]
     assert "The sum is 5." != "".join(piece.text for piece in pieces)
 
