@@ -6,7 +6,12 @@ llm = CascadeLLM(tiers=[small, large], policy=Threshold(mean_logprob, -0.35))
 llm.complete("Why is the sky blue?").additional_kwargs["cascade"]
 """
 
-from llama_index_instrumentation import get_dispatcher
+from cascadellm.errors import MissingDependencyError
+
+try:
+    from llama_index_instrumentation import get_dispatcher
+except ModuleNotFoundError as error:
+    raise MissingDependencyError.for_extra("llama-index-core", "llamaindex") from error
 
 # created before any submodule's, which then become its children
 get_dispatcher("llamaindex_cascade")
@@ -22,7 +27,6 @@ from cascadellm import (  # noqa: E402
     DeadlineExceededError,
     Decision,
     JsonlSink,
-    MissingDependencyError,
     Never,
     Not,
     Policy,

@@ -136,6 +136,10 @@ class CascadeBase(FunctionCallingLLM):
         other.policy = policy
         return other
 
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
+        """Return a copy that shares the tiers: they hold models and connections."""
+        return self.model_copy()
+
     # -- one call --
 
     def _parts(self, asked: Asked, kwargs: dict[str, Any]) -> tuple[Any, ...]:

@@ -99,6 +99,10 @@ class LocalLLM(FunctionCallingLLM):
         """Return the name under which the class is serialised."""
         return "LocalLLM"
 
+    def __deepcopy__(self, memo: dict[int, Any] | None = None) -> LocalLLM:
+        """Return a copy that shares the loaded model."""
+        return self.model_copy(update={"generate_kwargs": dict(self.generate_kwargs)})
+
     @property
     def model_name(self) -> str:
         """Short name of the model."""
