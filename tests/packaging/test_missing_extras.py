@@ -9,7 +9,7 @@ CASES = {
         "import langchain_cascade",
     ),
     "llamaindex": (
-        ["llama_index"],
+        ["llama_index", "llama_index_instrumentation"],
         "import llamaindex_cascade",
     ),
     "local": (
