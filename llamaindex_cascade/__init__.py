@@ -6,10 +6,7 @@ llm = CascadeLLM(tiers=[small, large], policy=Threshold(mean_logprob, -0.35))
 llm.complete("Why is the sky blue?").additional_kwargs["cascade"]
 """
 
-from cascadellm.errors import MissingDependencyError
-
-try:
-    from cascadellm import (
+from cascadellm import (
     Agreement,
     AllOf,
     Always,

@@ -34,6 +34,7 @@ class CascadeBase(FunctionCallingLLM):
     policy: Any = Field(default=None, description="Deferral policy per boundary.")
     on_tier_error: Literal["escalate", "raise"] = "escalate"
     on_exhausted: Literal["raise", "best"] = "raise"
+    deadline_s: float | None = None
     context: Literal["min", "max"] = "min"
     function_calling: Literal["last", "any", "all"] = "last"
     handlers: Any = Field(default=(), exclude=True, repr=False)
@@ -49,6 +50,7 @@ class CascadeBase(FunctionCallingLLM):
         *,
         on_tier_error: Literal["escalate", "raise"] = "escalate",
         on_exhausted: Literal["raise", "best"] = "raise",
+        deadline_s: float | None = None,
         handlers: Sequence[Any] = (),
         context: Literal["min", "max"] = "min",
         function_calling: Literal["last", "any", "all"] = "last",
@@ -59,12 +61,19 @@ class CascadeBase(FunctionCallingLLM):
         book = TierBook()
         if isinstance(tiers, (list, tuple)):
             tiers = [book.enter(tier) for tier in tiers]
-        cascade = Cascade(tiers, policy, on_tier_error=on_tier_error, on_exhausted=on_exhausted)
+        cascade = Cascade(
+            tiers,
+            policy,
+            on_tier_error=on_tier_error,
+            on_exhausted=on_exhausted,
+            deadline_s=deadline_s,
+        )
         super().__init__(
             tiers=cascade.tiers,
             policy=policy,
             on_tier_error=on_tier_error,
             on_exhausted=on_exhausted,
+            deadline_s=deadline_s,
             handlers=tuple(handlers),
             context=context,
             function_calling=function_calling,

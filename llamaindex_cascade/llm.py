@@ -45,6 +45,7 @@ class CascadeLLM(StructuredCascade):
         policy: One deferral policy for all boundaries, or one per boundary.
         on_tier_error: `escalate` past a tier that raises, or `raise`.
         on_exhausted: When the last tier fails: `raise`, or answer with the `best` earlier one.
+        deadline_s: Seconds for the whole call, over all tiers and judges.
         handlers: Event handlers of the engine (`cascadellm.events.Handler`).
         context: Whether the announced context window is that of the tier with the least room
             (`min`) or the most (`max`); a tier whose window a prompt exceeds is skipped.

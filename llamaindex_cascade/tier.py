@@ -60,7 +60,7 @@ def engine_tier(value: Any) -> Tier:
             "a tier is a LlamaIndex LLM, a local model, a Tier around one, or 'hf:<model>', got "
             f"{type(model).__name__}"
         )
-    return tier if model is tier.model else _over(tier, model)
+    return tier if model is tier.model else tier.but(model=model)
 
 
 class TierBook:
@@ -78,7 +78,7 @@ class TierBook:
         if isinstance(tier.model, LocalLLM):
             wrapper, model = tier.model, tier.model.model
             self._llms[id(model)] = wrapper
-            tier = _over(tier, model)
+            tier = tier.but(model=model)
         self.llm(tier.model)
         return tier
 
@@ -95,17 +95,6 @@ class TierBook:
     def of(self, index: int, tier: Tier) -> CascadeTier:
         """Return a tier as the cascade asks it."""
         return CascadeTier(index, tier, self.llm(tier.model))
-
-
-def _over(tier: Tier, model: Any) -> Tier:
-    return Tier(
-        model,
-        name=tier.name,
-        price=tier.price,
-        retry=tier.retry,
-        timeout_s=tier.timeout_s,
-        kwargs=tier.kwargs,
-    )
 
 
 class CascadeTier:
