@@ -207,6 +207,7 @@ class Cascade:
             answers=tuple(ledger.answers),
             elapsed_s=ledger.elapsed_s,
             cost_usd=ledger.cost_usd,
+            asked=unit.tier,
         )
 
     def _before(

@@ -1,5 +1,6 @@
 """Deferral policies: who must speak, decided per answer."""
 
+from cascadellm.policies.agreement import Agreement
 from cascadellm.policies.base import (
     AllOf,
     AnyOf,
@@ -11,22 +12,34 @@ from cascadellm.policies.base import (
     as_policy,
 )
 from cascadellm.policies.config import policy_from_config, policy_to_config
+from cascadellm.policies.consistency import SelfConsistency, SemanticEntropy
 from cascadellm.policies.grounded import Grounded
+from cascadellm.policies.route import ContextFits, NeedsTools, Route
 from cascadellm.policies.simple import Always, Never
 from cascadellm.policies.threshold import Threshold
 from cascadellm.policies.validity import Valid
+from cascadellm.policies.verifier import Judge, PTrue, SelfVerify
 
 __all__ = [
+    "Agreement",
     "AllOf",
     "Always",
     "AnyOf",
+    "ContextFits",
     "Custom",
     "Grounded",
+    "Judge",
     "Moment",
+    "NeedsTools",
     "Never",
     "Not",
+    "PTrue",
     "Policy",
     "PolicyLike",
+    "Route",
+    "SelfConsistency",
+    "SelfVerify",
+    "SemanticEntropy",
     "Threshold",
     "Valid",
     "as_policy",

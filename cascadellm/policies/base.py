@@ -49,6 +49,7 @@ class Moment:
         answers: Earlier answers of this call, by attempt; None where there is none.
         elapsed_s: Time since the call began.
         cost_usd: Spent so far; None when unknown.
+        asked: The tier itself, or the pair that stands for two tiers.
     """
 
     request: Request
@@ -60,6 +61,7 @@ class Moment:
     answers: tuple[Answer | None, ...] = ()
     elapsed_s: float = 0.0
     cost_usd: float | None = 0.0
+    asked: Tier | None = None
 
     @property
     def draft(self) -> Answer:

@@ -7,18 +7,42 @@ from types import MappingProxyType
 from typing import Any
 
 from cascadellm.errors import ConfigurationError
+from cascadellm.policies.agreement import Agreement
 from cascadellm.policies.base import AllOf, AnyOf, Custom, Not, Policy, config_fields
+from cascadellm.policies.consistency import SelfConsistency, SemanticEntropy
 from cascadellm.policies.grounded import Grounded
+from cascadellm.policies.route import ContextFits, NeedsTools, Route
 from cascadellm.policies.simple import Always, Never
 from cascadellm.policies.threshold import Threshold
 from cascadellm.policies.validity import Valid
+from cascadellm.policies.verifier import Judge, PTrue, SelfVerify
 from cascadellm.scores import SCORES, Score, score_from_config
+from cascadellm.tier import Tier
 
 __all__ = ["POLICIES", "policy_from_config", "policy_to_config"]
 
-POLICIES: Mapping[str, type[Policy]] = MappingProxyType(
-    {cls.__name__: cls for cls in (AllOf, Always, AnyOf, Custom, Grounded, Never, Not, Threshold, Valid)}
+_KNOWN: tuple[type[Policy], ...] = (
+    Agreement,
+    AllOf,
+    Always,
+    AnyOf,
+    ContextFits,
+    Custom,
+    Grounded,
+    Judge,
+    NeedsTools,
+    Never,
+    Not,
+    PTrue,
+    Route,
+    SelfConsistency,
+    SelfVerify,
+    SemanticEntropy,
+    Threshold,
+    Valid,
 )
+
+POLICIES: Mapping[str, type[Policy]] = MappingProxyType({cls.__name__: cls for cls in _KNOWN})
 """Policies that configs may name."""
 
 
@@ -43,6 +67,9 @@ def _encode(value: Any, place: str) -> Any:
         return {str(key): _encode(item, place) for key, item in value.items()}
     if hasattr(value, "to_config"):
         return value.to_config()
+    if isinstance(value, Tier):
+        # a model is no plain data; whoever loads the config says which model bears the name
+        return {"type": "named", "name": value.label}
     if callable(value) and hasattr(value, "__name__") and value.__name__ != "<lambda>":
         return {"type": "named", "name": value.__name__}
     raise ConfigurationError(

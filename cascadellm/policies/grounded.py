@@ -154,12 +154,13 @@ def nearest(answer: str, passages: Sequence[str], embed: Any) -> float | None:
     sentences = [part for part in _SENTENCE.split(answer) if _claims(part)]
     if not sentences:
         return None
-    vectors = [list(map(float, v)) for v in _embedder(embed)([*sentences, *passages])]
+    vectors = [list(map(float, v)) for v in nearest_embedder(embed)([*sentences, *passages])]
     said, given = vectors[: len(sentences)], vectors[len(sentences) :]
     return min(max(_cosine(one, other) for other in given) for one in said)
 
 
-def _embedder(embed: Any) -> Callable[[list[str]], Any]:
+def nearest_embedder(embed: Any) -> Callable[[list[str]], Any]:
+    """Return the function from texts to vectors of an embedding model of either framework."""
     for name in ("embed_documents", "get_text_embedding_batch"):
         method = getattr(embed, name, None)
         if callable(method):
