@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -11,9 +12,21 @@ from torch import Tensor
 from cascadellm.local.assemble import RowScore
 from cascadellm.local.decode import Round
 from cascadellm.local.rule_base import Rule
-from cascadellm.local.scoring import ScoreBuffer
+from cascadellm.local.scoring import score_rows
 
 __all__ = ["PairRecord"]
+
+
+_CHUNK = 16
+
+
+@dataclass(frozen=True, slots=True)
+class _Rows:
+    """Tokens of one round with the rows they were judged by."""
+
+    tokens: list[int]
+    draft: list[Tensor]
+    target: Tensor | None
 
 
 class PairRecord:
@@ -37,17 +50,16 @@ class PairRecord:
         text: Callable[[int], str],
     ) -> None:
         self._rule, self._gamma = rule, gamma
-        self._scores = None if top is None else ScoreBuffer(1, top)
-        self._wanted = candidates
-        self._text = text
+        self._top, self._wanted, self._text = top, candidates, text
+        self._scores: list[RowScore] = []
         self._draft_top: list[list[tuple[int, float]]] = []
         self._target_top: list[list[tuple[int, float]]] = []
         self._sources: list[bool] = []
+        self._waiting: list[_Rows] = []
         self._counts = dict.fromkeys(
             ("drafted", "accepted", "rejected", "verify_calls", "draft_steps"), 0
         )
 
-    @torch.inference_mode()
     def add(self, found: Round, taken: int) -> None:
         """Take a round of which the answer has the first `taken` tokens."""
         kept = min(found.kept, taken)
@@ -58,39 +70,59 @@ class PairRecord:
         counts["verify_calls"] += found.target_rows is not None
         counts["draft_steps"] += found.draft_steps
         self._sources += [True] * kept + [False] * (taken - kept)
-        if self._scores is None:
+        if self._top is None:
             return
         target = None if found.target_rows is None else found.target_rows[:taken]
-        rows = found.draft_rows[:taken]
-        needs_draft = not self._rule.lossless or self._wanted
-        draft = torch.cat(rows) if rows and needs_draft else None
-        tokens = torch.tensor(found.tokens[:taken], device=found.device)
-        self._scores.add(self._law(draft, target), tokens, [0] * taken)
+        self._waiting.append(_Rows(found.tokens[:taken], found.draft_rows[:taken], target))
+        if sum(len(rows.tokens) for rows in self._waiting) >= _CHUNK:
+            self._flush()
+
+    @torch.inference_mode()
+    def _flush(self) -> None:
+        """Score the rounds that are waiting, together."""
+        waiting, self._waiting = self._waiting, []
+        if not waiting or self._top is None:
+            return
+        # without a target row (sequential, kept by the draft alone) pi is the draft's row; after
+        # a fully accepted lossless block there is no draft row, and pi is the target's
+        target = [rows.target if rows.target is not None else rows.draft[0] for rows in waiting]
+        draft = [row for rows in waiting for row in rows.draft]
+        places = [
+            place
+            for place, (rows, i) in enumerate((r, i) for r in waiting for i in range(len(r.tokens)))
+            if i < len(rows.draft)
+        ]
+        p_rows = torch.cat(target)
+        tokens = torch.tensor([t for rows in waiting for t in rows.tokens], device=p_rows.device)
+        law = p_rows
+        if not self._rule.lossless:
+            pi = self._rule.target_distribution(torch.cat(draft).softmax(-1), p_rows.softmax(-1))
+            alone = [rows.target is None for rows in waiting for _ in rows.tokens]
+            law = pi.log() if not any(alone) else _where(alone, p_rows, pi.log())
+        self._scores += score_rows(law, tokens, self._top)
         if self._wanted:
-            self._draft_top += _best(draft, self._wanted, taken)
-            self._target_top += _best(target, self._wanted, taken)
+            ours = _best(torch.cat(draft), self._wanted) if draft else []
+            by_place = dict(zip(places, ours, strict=True))
+            self._draft_top += [by_place.get(place, []) for place in range(len(tokens))]
+            theirs = _best(p_rows, self._wanted)
+            asked = [rows.target is not None for rows in waiting for _ in rows.tokens]
+            self._target_top += [
+                best if known else [] for best, known in zip(theirs, asked, strict=True)
+            ]
 
     def close(self, token_ids: Sequence[int]) -> tuple[list[RowScore] | None, dict[str, Any]]:
         """Return the token scores and the counters of the whole answer."""
-        scores = None if self._scores is None else self._scores.of(0, len(token_ids))
+        self._flush()
+        scores = None if self._top is None else self._scores[: len(token_ids)]
         record: dict[str, Any] = {
             "rule": type(self._rule).__name__,
             "alpha": self._rule.parameter,
             "gamma": self._gamma,
             **self._counts,
         }
-        if self._scores is not None and self._wanted:
+        if self._top is not None and self._wanted:
             record["tokens"] = self._tokens(token_ids)
         return scores, record
-
-    def _law(self, draft: Tensor | None, target: Tensor | None) -> Tensor:
-        """Return log pi at temperature 1 for the emitted tokens, up to a constant per row."""
-        if target is None:
-            assert draft is not None
-            return draft
-        if self._rule.lossless or draft is None:
-            return target
-        return self._rule.target_distribution(draft.softmax(-1), target.softmax(-1)).log()
 
     def _tokens(self, token_ids: Sequence[int]) -> list[list[Any]]:
         """Return [text, wrote_draft, draft's candidates, target's candidates] per token."""
@@ -106,13 +138,15 @@ class PairRecord:
         ]
 
 
-def _best(logits: Tensor | None, count: int, taken: int) -> list[list[tuple[int, float]]]:
-    """Return the likeliest tokens per row; rows that are not there give an empty list."""
-    if logits is None:
-        return [[] for _ in range(taken)]
+def _where(chosen: Sequence[bool], rows: Tensor, others: Tensor) -> Tensor:
+    mask = torch.tensor(chosen, device=rows.device).unsqueeze(-1)
+    return torch.where(mask, rows.log_softmax(-1), others)
+
+
+def _best(logits: Tensor, count: int) -> list[list[tuple[int, float]]]:
+    """Return the likeliest tokens per row with their probabilities, best first."""
     probs, ids = logits.softmax(-1).topk(min(count, logits.shape[-1]), dim=-1)
-    found = [
+    return [
         list(zip(row_ids, row, strict=True))
         for row_ids, row in zip(ids.tolist(), probs.tolist(), strict=True)
     ]
-    return found + [[] for _ in range(taken - len(found))]
