@@ -123,8 +123,12 @@ def g2p(root: Path) -> tuple[CalibrationRecords, list[list[float]]]:
     columns["min margin"] = [min(r["small"]["margin"]) for r in rows]
     correct = [[r["small"]["ok"], r["large"]["ok"]] for r in rows]
     records = CalibrationRecords.of(
-        columns["mean"], correct, columns=columns, ids=[r["word"] for r in rows],
-        prompt_length=[len(r["word"]) for r in rows], score_names=("mean",),
+        columns["mean"],
+        correct,
+        columns=columns,
+        ids=[r["word"] for r in rows],
+        prompt_length=[len(r["word"]) for r in rows],
+        score_names=("mean",),
     )
     return records, logprobs
 
@@ -147,8 +151,11 @@ def mlqe(root: Path, pair: str, split: str) -> tuple[CalibrationRecords, list[li
     scores = [sequence_scores(lp) for lp in logprobs]
     columns = {k: [s[k] for s in scores] for k in scores[0]}
     records = CalibrationRecords.of(
-        columns["mean"], np.column_stack([quality, np.ones(len(quality))]), columns=columns,
-        prompt_length=[len(r["original"]) for r in rows], score_names=("mean",),
+        columns["mean"],
+        np.column_stack([quality, np.ones(len(quality))]),
+        columns=columns,
+        prompt_length=[len(r["original"]) for r in rows],
+        score_names=("mean",),
         ids=[f"{pair}-{split}-{i}" for i in range(len(rows))],
     )
     return records, logprobs

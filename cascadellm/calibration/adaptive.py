@@ -73,7 +73,9 @@ class AdaptiveThreshold(Policy):
                 f"low and high must be finite, low < high, got {self.low!r} and {self.high!r}"
             )
         if not 0 < self.target < 1:
-            raise ConfigurationError(f"target must lie strictly between 0 and 1, got {self.target!r}")
+            raise ConfigurationError(
+                f"target must lie strictly between 0 and 1, got {self.target!r}"
+            )
         if not 0 < self.rate < math.inf or not self.step > 0:
             raise ConfigurationError("rate and step must be positive")
         if begin != begin:

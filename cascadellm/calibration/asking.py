@@ -39,7 +39,9 @@ class TierAnswer:
 class Asker(Protocol):
     """Asks the tiers of a cascade."""
 
-    names: tuple[str, ...]
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the tiers."""
 
     def __call__(
         self, question: Any, known: frozenset[int], tell: Callable[[TierAnswer], None]

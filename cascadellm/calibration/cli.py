@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from cascadellm.errors import CalibrationError, ConfigurationError
+from cascadellm.errors import CalibrationError, ConfigurationError, MissingDependencyError
 
 if TYPE_CHECKING:
     from cascadellm.calibration.collect import Progress
@@ -29,7 +30,14 @@ __all__ = ["calibrate", "collect", "register"]
 
 
 def register(app: typer.Typer) -> None:
-    """Add the commands to an application."""
+    """Add the commands to an application.
+
+    Raises:
+        MissingDependencyError: A package of the extra `calibrate` is not installed.
+    """
+    for package in ("numpy", "scipy", "sklearn"):
+        if find_spec(package) is None:
+            raise MissingDependencyError.for_extra(package, "calibrate")
     app.command("collect")(collect)
     app.command("calibrate")(calibrate)
 
@@ -52,9 +60,8 @@ def collect(
 
     listed = read_questions(questions)
     target = _load(cascade)
-    grader = {"exact": exact_match, "none": None}.get(grade, None)
-    if grade not in ("exact", "none"):
-        grader = _load(grade)
+    known: dict[str, Any] = {"exact": exact_match, "none": None}
+    grader = known[grade] if grade in known else _load(grade)
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -90,7 +97,7 @@ def collect(
         raise typer.Exit(3)
 
 
-def calibrate(
+def calibrate(  # noqa: PLR0917 - typer passes every option by name
     records: Annotated[Path, typer.Argument(help="JSONL of records or collected answers.")],
     target_risk: Annotated[float | None, typer.Option(help="Promised risk, e.g. 0.02.")] = None,
     confidence: Annotated[float, typer.Option(help="Probability of the promise.")] = 0.95,

@@ -139,7 +139,8 @@ def apply_to(
 def _all_missing(table: Mapping[str, Floats], n: int) -> NDArray[np.bool_]:
     if not table:
         raise CalibrationError("expected at least one feature, got none")
-    return np.isnan(np.column_stack(list(table.values()))).all(axis=1).reshape(n)
+    missing = np.isnan(np.column_stack(list(table.values())))
+    return np.asarray(missing.all(axis=1)).reshape(n)
 
 
 def _columns(table: Mapping[str, Floats], rows: NDArray[np.intp]) -> tuple[Column, ...]:
@@ -192,7 +193,8 @@ def _head(inputs: Floats, labels: Floats, strength: float) -> Head:
 
 def _predict(head: Head, inputs: Floats) -> Floats:
     value = head.intercept + inputs @ np.asarray(head.weights)
-    return 1 / (1 + np.exp(-np.clip(value, -40, 40)))
+    chance: Floats = 1 / (1 + np.exp(-np.clip(value, -40, 40)))
+    return chance
 
 
 def _log_loss(chances: Floats, labels: Floats) -> float:

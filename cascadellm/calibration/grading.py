@@ -32,7 +32,7 @@ def normalised(text: str) -> str:
     return " ".join(w for w in words.split() if w not in ("a", "an", "the"))
 
 
-def exact_match(question: Any, reference: str | None, answer: Answer) -> float | None:
+def exact_match(_question: Any, reference: str | None, answer: Answer) -> float | None:
     """Grade by the normalised text; where the reference is a number, by the last number."""
     if reference is None:
         return None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -52,7 +52,7 @@ def read_records(path: str | Path) -> CalibrationRecords:
     shape: tuple[int, int | None] | None = None
     names: tuple[str, ...] = ()
     for number, data in read_lines(path):
-        row = _record(data, lambda text, number=number: f"{path}, line {number}: {text}")
+        row = _record(data, f"{path}, line {number}: ")
         if row.id is not None and row.id in seen:
             raise CalibrationError(
                 f"{path}, line {number}: id {row.id!r} was given on line {seen[row.id]} already; "
@@ -97,15 +97,15 @@ def write_records(
     return count
 
 
-def _record(data: Mapping[str, Any], at: Callable[[str], str]) -> CalibrationRecord:
+def _record(data: Mapping[str, Any], at: str) -> CalibrationRecord:
     unknown = sorted(set(data) - _FIELDS - {"score_names"})
     if unknown:
-        raise CalibrationError(at(f"unknown field(s) {unknown}; known are {sorted(_FIELDS)}"))
+        raise CalibrationError(at + f"unknown field(s) {unknown}; known are {sorted(_FIELDS)}")
     if "score" not in data:
-        raise CalibrationError(at("the field 'score' is missing (null = no score)"))
+        raise CalibrationError(at + "the field 'score' is missing (null = no score)")
     columns = data.get("columns") or {}
     if not isinstance(columns, Mapping):
-        raise CalibrationError(at(f"'columns' must be an object, got {columns!r}"))
+        raise CalibrationError(at + f"'columns' must be an object, got {columns!r}")
     name = data.get("id")
     return CalibrationRecord(
         score=_numbers(data["score"], "score", at),
@@ -118,33 +118,33 @@ def _record(data: Mapping[str, Any], at: Callable[[str], str]) -> CalibrationRec
     )
 
 
-def _single(value: Any, name: str, at: Callable[[str], str]) -> float | None:
+def _single(value: Any, name: str, at: str) -> float | None:
     if value is None:
         return None
     if value in ("nan", "inf", "-inf"):
         return float(value)
     if not isinstance(value, (int, float)):
-        raise CalibrationError(at(f"'{name}' must be a number or null, got {value!r}"))
+        raise CalibrationError(at + f"'{name}' must be a number or null, got {value!r}")
     return float(value)
 
 
-def _numbers(value: Any, name: str, at: Callable[[str], str]) -> Any:
+def _numbers(value: Any, name: str, at: str) -> Any:
     if isinstance(value, list):
         return [_single(v, name, at) for v in value]
     return _single(value, name, at)
 
 
-def _list_or_none(value: Any, name: str, at: Callable[[str], str]) -> list[float | None] | None:
+def _list_or_none(value: Any, name: str, at: str) -> list[float | None] | None:
     if value is None:
         return None
     if not isinstance(value, list):
-        raise CalibrationError(at(f"'{name}' must be a list in tier order, got {value!r}"))
+        raise CalibrationError(at + f"'{name}' must be a list in tier order, got {value!r}")
     found = [_single(v, name, at) for v in value]
     for number in found:
         if name == "correct" and number is not None and not 0 <= number <= 1:
-            raise CalibrationError(at(f"'correct' must lie in [0, 1], got {number!r}"))
+            raise CalibrationError(at + f"'correct' must lie in [0, 1], got {number!r}")
         if name == "cost" and number is not None and not number >= 0:
-            raise CalibrationError(at(f"'cost' must be >= 0 USD, got {number!r}"))
+            raise CalibrationError(at + f"'cost' must be >= 0 USD, got {number!r}")
     return found
 
 

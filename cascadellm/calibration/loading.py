@@ -38,7 +38,7 @@ def load_records(path: str | Path, scores: Sequence[str] = ()) -> CalibrationRec
     """
     _, first = next(read_lines(path), (0, None))
     if first is None:
-        raise CalibrationError(f"{path} is empty")
+        raise CalibrationError(f"{path} holds no records")
     if "tier" not in first or "text" not in first:
         return read_records(path)
     collected, _ = read_collected(path)

@@ -122,8 +122,15 @@ class CalibrationRecords:
         names = sorted({name for row in rows for name in row.columns})
         ids = [row.id for row in rows]
         width = len(_listed(rows[0].score))
+        scores = np.asarray([_listed(r.score) for r in rows if len(_listed(r.score)) == width])
+        if len(scores) < len(rows):
+            place = next(i for i, r in enumerate(rows, 1) if len(_listed(r.score)) != width)
+            raise CalibrationError(
+                f"record {place}: expected {width} score(s) as in the first record, got "
+                f"{len(_listed(rows[place - 1].score))}"
+            )
         return cls.of(
-            _stack(rows, "score", width),
+            scores,
             _stack(rows, "correct", width + 1),
             agree=_stack(rows, "agree", width),
             cost=_stack(rows, "cost", width + 1),
@@ -213,7 +220,7 @@ def _listed(value: Any) -> list[float]:
 
 def _stack(rows: Sequence[CalibrationRecord], name: str, width: int) -> Floats | None:
     values = [getattr(row, name) for row in rows]
-    if all(v is None for v in values) and name != "score":
+    if all(v is None for v in values):
         return None
     table = [_listed(v) if v is not None else [math.nan] * width for v in values]
     for number, row in enumerate(table, start=1):

@@ -89,7 +89,7 @@ def nothing_certified(
         extra = math.ceil(more * (len(column) / n[best] if selective else 1)) - len(column)
         advice = f"at the observed risk about {extra} more labelled records would be needed"
     elif more is not None:
-        advice = "an earlier threshold of the walk fails already, so use a score that orders the losses better"
+        advice = "an earlier threshold of the walk fails; use a score that orders losses better"
     else:
         advice = "more records would not help; raise target_risk or use a better score"
     return NoValidThresholdError(

@@ -26,7 +26,8 @@ def answered_by(records: CalibrationRecords, thresholds: Floats) -> NDArray[np.i
     # a comparison with NaN is false, so a missing score defers
     passes = records.scores >= np.asarray(thresholds)[None, :]
     last = np.ones((len(records), 1), dtype=bool)
-    return np.argmax(np.hstack([passes, last]), axis=1)
+    answered: NDArray[np.intp] = np.argmax(np.hstack([passes, last]), axis=1)
+    return answered
 
 
 def cascade_loss(records: CalibrationRecords, answered: NDArray[np.intp], loss: str) -> Floats:

@@ -8,11 +8,12 @@ from collections.abc import Mapping
 
 import numpy as np
 import scipy
+from numpy.typing import NDArray
 
 from cascadellm.calibration import bounds
 from cascadellm.calibration.grid import Grid
 from cascadellm.calibration.losses import ASSUMPTIONS, LossColumn, Walk
-from cascadellm.calibration.records import CalibrationRecords, Floats
+from cascadellm.calibration.records import CalibrationRecords
 from cascadellm.calibration.refusals import signal_pvalue
 from cascadellm.calibration.result import Calibration, Interval
 
@@ -88,15 +89,18 @@ def versions() -> Mapping[str, str]:
 
 
 def cost_of(
-    records: CalibrationRecords, rows: object, boundary: int, kept: Floats
+    records: CalibrationRecords,
+    rows: NDArray[np.intp],
+    boundary: int,
+    kept: NDArray[np.bool_],
 ) -> tuple[float | None, Interval | None, float | None]:
     """Return mean cost with interval, and the cost of always asking the last tier.
 
-    The first tier up to the boundary is always paid; the last one when the answer is deferred.
+    The tier before the boundary is always paid; the last one when the answer is deferred.
     """
     if records.cost is None:
         return None, None, None
-    cost = records.cost[rows]  # type: ignore[index]
+    cost = records.cost[rows]
     small, large = cost[:, boundary], cost[:, -1]
     each = small + np.where(kept, 0.0, large)
     if np.isnan(each).any() or np.isnan(large).any():

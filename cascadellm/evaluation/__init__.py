@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from cascadellm.errors import MissingDependencyError
 
 if TYPE_CHECKING:
-    from cascadellm.evaluation.curve import Curve, Ordering, Pair
     from cascadellm.evaluation.compare import Evaluation, PolicyResult, evaluate
+    from cascadellm.evaluation.curve import Curve, Ordering, Pair
     from cascadellm.evaluation.plot import save_plot
     from cascadellm.evaluation.points import OperatingPoint
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -11,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cascadellm.errors import CalibrationError
+from cascadellm.errors import CalibrationError, MissingDependencyError
 
 if TYPE_CHECKING:
     from cascadellm.evaluation.compare import Evaluation, PolicyResult
@@ -22,11 +23,18 @@ _SHOWN = ("norm", "apgr", "cpt50", "cpt80", "qnc", "peak", "error_auc")
 
 
 def register(app: typer.Typer) -> None:
-    """Add the command to an application."""
+    """Add the command to an application.
+
+    Raises:
+        MissingDependencyError: A package of the extra `calibrate` is not installed.
+    """
+    for package in ("numpy", "scipy", "sklearn"):
+        if find_spec(package) is None:
+            raise MissingDependencyError.for_extra(package, "calibrate")
     app.command("evaluate")(evaluate_command)
 
 
-def evaluate_command(
+def evaluate_command(  # noqa: PLR0917 - typer passes every option by name
     records: Annotated[Path, typer.Argument(help="JSONL of records or collected answers.")],
     score: Annotated[list[str] | None, typer.Option(help="Score to judge; repeatable.")] = None,
     calibration: Annotated[

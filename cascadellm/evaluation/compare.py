@@ -223,10 +223,9 @@ def _scores(
         if isinstance(value, str):
             if value not in known:
                 raise CalibrationError(f"no score {value!r}; the records have {sorted(known)}")
-            value = known[value]
-        elif callable(value):
-            value = value(data)
-        scores = np.asarray(value, dtype=np.float64)
+            scores = known[value]
+        else:
+            scores = np.asarray(value(data) if callable(value) else value, dtype=np.float64)
         if scores.shape != (len(data),):
             raise CalibrationError(
                 f"policy {name!r}: expected {len(data)} scores, got shape {scores.shape}"
@@ -307,17 +306,17 @@ def _notes(
         notes.append(f"{len(data) - len(pair)} of {len(data)} records are not graded; left out")
     if not pair.costs_known:
         notes.append("costs are unknown: the smaller tier is counted as free in every cost")
-    for result in results:
-        if result.missing:
-            notes.append(
-                f"{result.name}: {result.missing} of {len(pair)} scores are missing and defer first"
-            )
-    for point in points:
-        if point.reused:
-            notes.append(
-                f"{point.name}: {point.reused} of these records were used for its calibration; "
-                "its figures are optimistic"
-            )
+    notes += [
+        f"{r.name}: {r.missing} of {len(pair)} scores are missing and defer first"
+        for r in results
+        if r.missing
+    ]
+    notes += [
+        f"{p.name}: {p.reused} of these records were used for its calibration; its figures are "
+        "optimistic"
+        for p in points
+        if p.reused
+    ]
     for name, values in (("smaller", pair.small), ("larger", pair.large)):
         if (values == values[0]).all():
             notes.append(f"one class only: the {name} tier has quality {values[0]:g} everywhere")

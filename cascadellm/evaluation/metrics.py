@@ -15,6 +15,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 
 import numpy as np
+from numpy.typing import NDArray
 
 from cascadellm.calibration.records import Floats
 from cascadellm.evaluation.curve import Ordering, Pair
@@ -137,14 +138,17 @@ def _costs(pair: Pair, ordering: Ordering, sample: Sample, nodes: _Nodes) -> Flo
     first = sample.weights @ pair.small_cost / n
     each = pair.large_cost[0]
     if (pair.large_cost == each).all():
-        return (first[:, None] + each * nodes.share) / each
+        flat: Floats = (first[:, None] + each * nodes.share) / each
+        return flat
     extra = np.cumsum(ordering.grouped(nodes.drawn * pair.large_cost[ordering.order]), axis=1) / n
     unit = (sample.weights @ pair.large_cost / n)[:, None]
-    return (first[:, None] + np.hstack((np.zeros((len(first), 1)), extra))) / unit
+    cost: Floats = (first[:, None] + np.hstack((np.zeros((len(first), 1)), extra))) / unit
+    return cost
 
 
 def _area(share: Floats, quality: Floats) -> Floats:
-    return (np.diff(share, axis=1) * (quality[:, 1:] + quality[:, :-1])).sum(axis=1) / 2
+    area: Floats = (np.diff(share, axis=1) * (quality[:, 1:] + quality[:, :-1])).sum(axis=1) / 2
+    return area
 
 
 def _crossing(quality: Floats, target: Floats) -> Floats:
@@ -170,7 +174,9 @@ def _at(values: Floats, place: Floats) -> Floats:
     return np.where(np.isnan(place), np.nan, found)
 
 
-def _share_for(share: Floats, quality: Floats, target: Floats, positive: Floats) -> Floats:
+def _share_for(
+    share: Floats, quality: Floats, target: Floats, positive: NDArray[np.bool_]
+) -> Floats:
     return np.where(positive, _at(share, _crossing(quality, target)), np.nan)
 
 
@@ -181,4 +187,5 @@ def _auc(pair: Pair, ordering: Ordering, nodes: _Nodes) -> Floats:
     wrong = nodes.counts - right
     below = np.cumsum(wrong, axis=1) - wrong / 2
     with np.errstate(divide="ignore", invalid="ignore"):
-        return (right * below).sum(axis=1) / (right.sum(axis=1) * wrong.sum(axis=1))
+        auc: Floats = (right * below).sum(axis=1) / (right.sum(axis=1) * wrong.sum(axis=1))
+    return auc

@@ -79,7 +79,8 @@ def _tiles(found: Evaluation) -> list[tuple[str, str, str]]:
 
 
 def _figures(found: Evaluation) -> list[Html]:
-    by_share, by_cost = [], []
+    by_share: list[Series] = []
+    by_cost: list[Series] = []
     for place, result in enumerate(found.results):
         curve = result.curve.thinned(200)
         color = _BASELINE_COLORS.get(result.name, place % 5)
@@ -144,8 +145,10 @@ def _points(found: Evaluation) -> Html:
             ", ".join(f"{t:.4g}" for t in point.thresholds),
             f"{point.deferral_rate:.1%}",
             f"{point.quality:.1%}",
-            f"{100 * point.gap:+.2f} [{100 * point.gap_interval[0]:+.2f}, "
-            f"{100 * point.gap_interval[1]:+.2f}]",
+            (
+                f"{100 * point.gap:+.2f} [{100 * point.gap_interval[0]:+.2f}, "
+                f"{100 * point.gap_interval[1]:+.2f}]"
+            ),
             "unknown" if point.cost is None else f"{point.cost:.0%}",
             "" if point.target_risk is None else f"{point.target_risk:g}",
         ]
@@ -158,8 +161,10 @@ def _points(found: Evaluation) -> Html:
 def _notes(found: Evaluation) -> Html:
     words = [
         *found.notes,
-        "Curves are drawn on the questions that are scored: a threshold read off a curve is "
-        "optimistic; a promise needs a threshold calibrated on other questions.",
+        (
+            "Curves are drawn on the questions that are scored: a threshold read off a curve is "
+            "optimistic; a promise needs a threshold calibrated on other questions."
+        ),
         f"Records {found.fingerprint}, seed {found.seed}.",
     ]
     return element("ul", join(element("li", note) for note in words))

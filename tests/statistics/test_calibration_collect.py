@@ -37,7 +37,10 @@ def _wrong(messages, **_):
     return Answer("7", tokens=answer.tokens, usage=answer.usage)
 
 
-def _cascade(small=_wrong, large=_double, price=Price(input=1.0, output=2.0)):
+PRICE = Price(input=1.0, output=2.0)
+
+
+def _cascade(small=_wrong, large=_double, price=PRICE):
     models = FakeModel(small, name="small"), FakeModel(large, name="large")
     tiers = [Tier(m, price=price) for m in models]
     return Cascade(tiers, Threshold(mean_logprob, -0.5)), models
