@@ -3,52 +3,51 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import closing
 from typing import TypeVar
 
 from cascadellm.answer import Piece
+from cascadellm.local.batch import Caller
 
 __all__ = ["run", "stream"]
 
 Result = TypeVar("Result")
-Check = Callable[[], bool]
 
 
-async def run(work: Callable[[Check], Result]) -> Result:
+async def run(work: Callable[[Caller], Result]) -> Result:
     """Run `work` in a thread; it is told to stop when the awaiting task is cancelled.
 
     Args:
-        work: Takes a function that says whether the caller has gone.
+        work: Takes the caller, which says whether it has left.
     """
-    gone = threading.Event()
+    caller = Caller()
     try:
-        return await asyncio.to_thread(work, gone.is_set)
+        return await asyncio.to_thread(work, caller)
     finally:
-        gone.set()
+        caller.leave()
 
 
-async def stream(make: Callable[[Check], Iterator[Piece]]) -> AsyncIterator[Piece]:
+async def stream(make: Callable[[Caller], Iterator[Piece]]) -> AsyncIterator[Piece]:
     """Yield the pieces of an iterator that runs in a thread.
 
     Args:
-        make: Takes a function that says whether the caller has gone; returns a generator.
+        make: Takes the caller, which says whether it has left; returns a generator.
     """
     loop = asyncio.get_running_loop()
     queue: asyncio.Queue[Piece | Exception | None] = asyncio.Queue()
-    gone = threading.Event()
+    caller = Caller()
 
     def put(item: Piece | Exception | None) -> None:
         try:
             loop.call_soon_threadsafe(queue.put_nowait, item)
         except RuntimeError:
             # the loop was closed: nobody reads any more
-            gone.set()
+            caller.leave()
 
     def pump() -> None:
         try:
-            with closing(make(gone.is_set)) as pieces:  # type: ignore[type-var]
+            with closing(make(caller)) as pieces:  # type: ignore[type-var]
                 for piece in pieces:
                     put(piece)
             put(None)
@@ -63,4 +62,4 @@ async def stream(make: Callable[[Check], Iterator[Piece]]) -> AsyncIterator[Piec
             yield item
         await worker
     finally:
-        gone.set()
+        caller.leave()

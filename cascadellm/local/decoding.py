@@ -1,169 +1,220 @@
-"""A padded batch of answers being written, one token per sequence and step."""
+"""Answers being written on one model, one token each and step; they may join and leave."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
+from typing import Any
 
 import torch
 
-from cascadellm.local.assemble import RowScore, TextAssembler
+from cascadellm.answer import Piece
+from cascadellm.errors import ModelError
+from cascadellm.local.assemble import TextAssembler
 from cascadellm.local.chat import Prompt
-from cascadellm.local.forward import (
-    CausalSteps,
-    Seq2SeqSteps,
-    Steps,
-    decoder_start,
-    left_pad,
-    right_pad,
-)
+from cascadellm.local.forward import CausalSteps, Seq2SeqSteps, Steps, decoder_start
 from cascadellm.local.load import Loaded
 from cascadellm.local.sampling import choose, processors, random_stream
-from cascadellm.local.scoring import ScoreBuffer
+from cascadellm.local.scoring import ScoreBuffer, ScoreList
 from cascadellm.local.settings import Settings
 
-__all__ = ["Decoding"]
+__all__ = ["Decoding", "Job"]
 
 
-class Decoding:
-    """A batch of prompts on one model; each sequence leaves the batch when its answer ends.
-
-    Every sequence has its own random stream and text; only the model's forward pass is shared.
-    The lock is held for one forward pass at a time, so other calls take turns with this one.
+class Job:
+    """One answer on its way: its text, its random stream and its scores.
 
     Args:
         loaded: The model.
-        prompts: One per sequence; they all fit the context window.
-        settings: How to decode, the same for all.
-        assemblers: One per sequence, fresh.
-        lock: Guards the model.
+        prompt: Fits the context window.
+        settings: How to decode.
+        assembler: Fresh; collects the tokens.
+
+    Attributes:
+        done: Whether nothing more will be written.
+        error: Why it was given up, or None.
+        gone: Whether its caller has left.
     """
 
     def __init__(
-        self,
-        loaded: Loaded,
-        prompts: Sequence[Prompt],
-        settings: Settings,
-        assemblers: Sequence[TextAssembler],
-        lock: AbstractContextManager[object],
+        self, loaded: Loaded, prompt: Prompt, settings: Settings, assembler: TextAssembler
     ) -> None:
-        count = len(prompts)
-        self._device = loaded.device
-        self._lock = lock
-        self._assemblers = list(assemblers)
-        self._live = list(range(count))
-        self._limits = [_limit(loaded, prompt, settings) for prompt in prompts]
-        self._streams = [random_stream(settings, loaded.device) for _ in prompts]
-        self._processors = processors(settings, loaded.device)
-        self._scores = ScoreBuffer(count, settings.top_logprobs) if settings.logprobs else None
-        self._tokens: torch.Tensor | None = None
-        ids = [prompt.ids for prompt in prompts]
-        self._steps: Steps
+        used = 0 if loaded.is_encoder_decoder else prompt.length
+        room = loaded.context_window - used
+        most = settings.max_new_tokens
+        self.prompt = prompt
+        self.settings = settings
+        self.assembler = assembler
+        self.limit = room if most is None else min(most, room)
+        self.stream = random_stream(settings, loaded.device)
+        self.processors = processors(settings, loaded.device)
+        self.scores = ScoreList(settings.top_logprobs) if settings.logprobs else None
+        self.error: Exception | None = None
+        self.done = False
+        self.gone = False
+        start = prompt.ids
         if loaded.is_encoder_decoder:
-            self._steps = Seq2SeqSteps(loaded.module)
-            self._input = right_pad(ids, pad=0)
-            seen = [torch.tensor([[decoder_start(loaded.module)]]) for _ in ids]
-        else:
-            longest = max(i.shape[1] for i in ids)
-            self._steps = CausalSteps(loaded.module, longest + max(self._limits), loaded.quick)
-            self._input = left_pad(ids, pad=0)
-            seen = ids
-        room = max(self._limits)
-        self._seen = _Seen(seen, room, self._device) if self._processors else None
+            start = torch.tensor([[decoder_start(loaded.module)]])
+        self._seen = _Seen(start, self.limit, loaded.device) if self.processors else None
+        # the one who decodes feeds tokens while the caller's thread reads text
+        self._reading = threading.Lock()
+        self._read = 0
 
-    def advance(self) -> bool:
-        """Write one token in every live sequence; False when all answers have ended.
+    @property
+    def size(self) -> int:
+        """Most tokens that its cache will hold."""
+        return self.prompt.length + self.limit
+
+    def scaled(self, row: torch.Tensor) -> torch.Tensor:
+        """Return its row, shape (1, vocab), after the processors."""
+        if self._seen is None:
+            return row
+        return self.processors(self._seen.ids, row)  # type: ignore[arg-type]
+
+    @property
+    def unread(self) -> bool:
+        """Whether tokens were written since the last look at the text."""
+        return len(self.assembler.token_ids) > self._read
+
+    def feed(self, token: int) -> bool:
+        """Take the next token; True when the answer ends with it."""
+        if token < 0:
+            self.fail(ModelError(_NAN))
+            return True
+        if self._seen is not None:
+            self._seen.append(token)
+        with self._reading:
+            ended = self.assembler.feed(token)
+        return ended or len(self.assembler.token_ids) >= self.limit
+
+    def delta(self) -> Piece:
+        """Return text that has become certain since the last call."""
+        with self._reading:
+            self._read = len(self.assembler.token_ids)
+            return self.assembler.delta()
+
+    def finish(self) -> Piece:
+        """Return the last piece, which carries the answer.
 
         Raises:
-            ModelError: The model returned NaN.
+            Exception: What stopped it.
         """
-        if not self._live:
-            return False
-        rows = self._rows()
-        scaled = rows
-        if self._seen is not None:
-            scaled = self._processors(self._seen.view(), rows)  # type: ignore[arg-type]
-        tokens = choose(scaled, [self._streams[owner] for owner in self._live])
-        if self._scores is not None:
-            self._scores.add(rows, tokens, self._live)
-        staying = [
-            place
-            for place, token in enumerate(tokens.tolist())
-            if not self._feed(self._live[place], token)
-        ]
-        self._tokens = tokens
-        if self._seen is not None:
-            self._seen.append(tokens)
-        if len(staying) < len(self._live):
-            self._leave(staying)
-        return bool(self._live)
+        if self.error is not None:
+            raise self.error
+        scores = None if self.scores is None else self.scores.found
+        return self.assembler.finish(input_tokens=self.prompt.length, scores=scores)[1]
 
-    def scores(self, owner: int) -> list[RowScore] | None:
-        """Return the scores of one sequence's tokens; None when they are switched off."""
-        if self._scores is None:
-            return None
-        return self._scores.of(owner, len(self._assemblers[owner].token_ids))
+    def fail(self, error: Exception) -> None:
+        """Give the answer up."""
+        self.error, self.done = error, True
 
-    def release(self) -> None:
-        """Drop cache and rows; nothing more is written."""
-        self._live, self._tokens = [], None
-        self._steps.release()
 
-    def _rows(self) -> torch.Tensor:
-        with self._lock:
-            if self._tokens is not None:
-                return self._steps.step(self._tokens)
-            ids, mask = self._input
-            return self._steps.start(
-                ids.to(self._device), None if mask is None else mask.to(self._device)
-            )
+class Decoding:
+    """A batch of jobs on one model.
 
-    def _feed(self, owner: int, token: int) -> bool:
-        """Hand a token to its answer; True when the answer ends with it."""
-        assembler = self._assemblers[owner]
-        return assembler.feed(token) or len(assembler.token_ids) >= self._limits[owner]
+    Every job has its own random stream, processors and text; only the forward pass is shared.
+    """
 
-    def _leave(self, staying: list[int]) -> None:
-        """Drop ended sequences, so that the others do not pay for them."""
-        self._live = [self._live[place] for place in staying]
-        if not staying:
+    def __init__(self, loaded: Loaded) -> None:
+        self._loaded = loaded
+        self._steps: Steps | None = None
+        self._tokens: torch.Tensor | None = None
+        self._buffer = ScoreBuffer()
+        self.jobs: list[Job] = []
+
+    @property
+    def open(self) -> bool:
+        """Whether jobs can be added now."""
+        return self._steps is None or self._steps.open
+
+    def advance(self, new: Sequence[Job] = ()) -> None:
+        """Write one token in every job, after `new` ones have joined; drop those that end."""
+        rows = self._rows(new)
+        self._tokens = choose(self._scaled(rows), [job.stream for job in self.jobs])
+        self._score(rows)
+        tokens = self._tokens.tolist()
+        ended = [job for job, token in zip(self.jobs, tokens, strict=True) if job.feed(token)]
+        if ended:
+            # an answer counts as done once its scores are complete
+            self._buffer.flush()
+            for job in ended:
+                job.done = True
+            self.drop()
+
+    def drop(self) -> None:
+        """Let go of jobs that are done or whose callers have left."""
+        places = [i for i, job in enumerate(self.jobs) if not (job.done or job.gone)]
+        if len(places) == len(self.jobs):
             return
-        rows = torch.tensor(staying, device=self._device)
+        self.jobs = [self.jobs[place] for place in places]
+        if not places:
+            self._steps = self._tokens = None
+            return
+        assert self._steps is not None
         assert self._tokens is not None
-        self._tokens = self._tokens[rows]
-        self._steps.keep(rows)
-        if self._seen is not None:
-            self._seen.keep(rows)
+        self._steps.keep(places)
+        self._tokens = self._tokens[torch.tensor(places, device=self._tokens.device)]
+
+    def _rows(self, new: Sequence[Job]) -> torch.Tensor:
+        """Return the next rows: of the running jobs first, then of the new ones."""
+        running = None
+        if self._steps is not None and self._tokens is not None:
+            running = self._steps.step(self._tokens)
+        if not new:
+            assert running is not None
+            return running
+        steps = self._fresh()
+        rows: torch.Tensor = steps.start([job.prompt.ids for job in new])
+        self.jobs = [*self.jobs, *new]
+        if running is None or self._steps is None:
+            self._steps = steps
+            return rows
+        self._steps.join(steps)
+        return torch.cat([running, rows])
+
+    def _scaled(self, rows: torch.Tensor) -> torch.Tensor:
+        if not any(job.processors for job in self.jobs):
+            return rows
+        parts = [job.scaled(rows[i : i + 1]) for i, job in enumerate(self.jobs)]
+        return torch.cat(parts)
+
+    def _fresh(self) -> Any:
+        module = self._loaded.module
+        if self._loaded.is_encoder_decoder:
+            return Seq2SeqSteps(module)
+        return CausalSteps(module, self._loaded.quick)
+
+    def _score(self, rows: torch.Tensor) -> None:
+        assert self._tokens is not None
+        wanted = [(i, job.scores) for i, job in enumerate(self.jobs) if job.scores is not None]
+        if not wanted:
+            return
+        lists = [scores for _, scores in wanted]
+        tokens = self._tokens.clamp(min=0)
+        if len(wanted) < len(self.jobs):
+            places = torch.tensor([place for place, _ in wanted], device=rows.device)
+            rows, tokens = rows[places], tokens[places]
+        self._buffer.add(rows, tokens, lists)
 
 
 class _Seen:
-    """Tokens seen so far per sequence, for processors that read them.
+    """The tokens that a job's processors read: the prompt and what was written."""
 
-    Prompts are padded with their own first token: what is seen twice counts once.
-    """
+    def __init__(self, start: torch.Tensor, room: int, device: torch.device) -> None:
+        self._length = start.shape[1]
+        self._all = torch.empty((1, self._length + room), dtype=torch.int64, device=device)
+        self._all[:, : self._length] = start
 
-    def __init__(self, prompts: Sequence[torch.Tensor], room: int, device: torch.device) -> None:
-        self._length = max(ids.shape[1] for ids in prompts)
-        columns = self._length + room
-        self._ids = torch.empty((len(prompts), columns), dtype=torch.int64, device=device)
-        for row, ids in enumerate(prompts):
-            start = self._length - ids.shape[1]
-            self._ids[row, :start] = ids[0, 0]
-            self._ids[row, start : self._length] = ids[0]
+    @property
+    def ids(self) -> torch.Tensor:
+        return self._all[:, : self._length]
 
-    def view(self) -> torch.Tensor:
-        return self._ids[:, : self._length]
-
-    def append(self, tokens: torch.Tensor) -> None:
-        self._ids[:, self._length] = tokens
+    def append(self, token: int) -> None:
+        self._all[0, self._length] = token
         self._length += 1
 
-    def keep(self, rows: torch.Tensor) -> None:
-        self._ids = self._ids[rows]
 
-
-def _limit(loaded: Loaded, prompt: Prompt, settings: Settings) -> int:
-    """Return the most tokens that this answer may have."""
-    used = 0 if loaded.is_encoder_decoder else prompt.length
-    room = loaded.context_window - used
-    return room if settings.max_new_tokens is None else min(settings.max_new_tokens, room)
+_NAN = (
+    "the model returned NaN as a next-token score; load it with another dtype "
+    "(dtype='float32' or 'bfloat16')"
+)

@@ -3,92 +3,126 @@
 from __future__ import annotations
 
 import inspect
-from typing import Any, Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol, Self
 
 import torch
+from torch.nn.functional import pad
+from transformers.cache_utils import DynamicLayer
 
 from cascadellm.local.quick import QuickForward
 
-__all__ = ["CausalSteps", "Seq2SeqSteps", "Steps", "left_pad", "right_pad"]
+__all__ = ["CausalSteps", "Seq2SeqSteps", "Steps", "decoder_start"]
+
+_ROOM = 256
 
 
 class Steps(Protocol):
     """A batch of sequences on one model. Rows are next-token logits, (batch, vocab), float32."""
 
-    def start(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Read the prompts and return the first rows."""
+    @property
+    def open(self) -> bool:
+        """Whether other sequences can join between two steps."""
+
+    def start(self, prompts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Read prompts of shape (1, length) and return the first rows."""
 
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Append one token per sequence and return the next rows."""
+        """Append one token per sequence, shape (batch,), and return the next rows."""
 
-    def keep(self, rows: torch.Tensor) -> None:
+    def join(self, other: Self) -> None:
+        """Take over the sequences of another batch, after one's own."""
+
+    def keep(self, places: Sequence[int]) -> None:
         """Drop all sequences but these."""
-
-    def release(self) -> None:
-        """Drop the cache."""
 
 
 class CausalSteps:
-    """A decoder-only model; the prompts of a batch are padded on the left.
+    """A decoder-only model; shorter sequences of a batch are padded on the left.
 
     Args:
         module: A transformers causal language model.
-        room: Most tokens of prompt plus answer that will be asked for.
-        quick: A shorter way through the same layers for one token of one sequence, or None.
+        quick: A shorter way through the same layers for one sequence, or None.
     """
 
-    def __init__(self, module: Any, room: int, quick: QuickForward | None = None) -> None:
+    def __init__(self, module: Any, quick: QuickForward | None = None) -> None:
         accepted = inspect.signature(module.forward).parameters
         self._module = module
         self._quick = quick
         self._positioned = "position_ids" in accepted
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-        self._places = torch.arange(room + 1, device=module.device).unsqueeze(0)
         self._cache: Any = None
-        self._mask: torch.Tensor | None = None
-        self._offset: torch.Tensor | None = None
         self._length = 0
+        self._padding: list[int] = []
+        self._mask: torch.Tensor | None = None
+        self._places = torch.empty((1, 0), dtype=torch.int64)
+
+    @property
+    def open(self) -> bool:
+        """Whether other sequences can join: every layer keeps all of its keys."""
+        return all(type(layer) is DynamicLayer for layer in self._cache.layers)
 
     @torch.inference_mode()
-    def start(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Read the prompts.
-
-        Args:
-            ids: Shape (batch, length), int64.
-            mask: 0 at padding. Shape (batch, length); None without padding.
-        """
-        if mask is not None:
-            self._mask = torch.nn.functional.pad(mask, (0, self._places.shape[1]), value=1)
-            self._offset = mask.shape[1] - mask.sum(dim=1, keepdim=True)
-        return self._forward(ids, **self._last_only)
+    def start(self, prompts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Read prompts of shape (1, length) and return the first rows."""
+        width = max(ids.shape[1] for ids in prompts)
+        self._padding = [width - ids.shape[1] for ids in prompts]
+        self._prepare()
+        ids = [pad(ids, (width - ids.shape[1], 0)) for ids in prompts]
+        return self._forward(torch.cat(ids).to(self._module.device), **self._last_only)
 
     @torch.inference_mode()
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append one token per sequence and return the next rows."""
-        if self._quick is None or self._mask is not None or len(tokens) > 1:
+        if self._quick is None or len(tokens) > 1 or self._mask is not None:
             return self._forward(tokens.unsqueeze(1))
         logits = self._quick(tokens.unsqueeze(1), self._cache, self._length)
         self._length += 1
         return logits[:, -1].float()
 
     @torch.inference_mode()
-    def keep(self, rows: torch.Tensor) -> None:
-        """Drop all sequences but these."""
-        self._cache.batch_select_indices(rows)
-        if self._mask is not None and self._offset is not None:
-            self._mask, self._offset = self._mask[rows], self._offset[rows]
+    def join(self, other: Self) -> None:
+        """Take over the sequences of another batch, after one's own."""
+        missing = max(0, other._length - self._length)
+        theirs = max(0, self._length - other._length)
+        for layer, more in zip(self._cache.layers, other._cache.layers, strict=True):
+            for name in ("keys", "values"):
+                both = (getattr(layer, name), missing), (getattr(more, name), theirs)
+                setattr(layer, name, torch.cat([pad(x, (0, 0, left, 0)) for x, left in both]))
+        self._length += missing
+        self._padding = [n + missing for n in self._padding] + [n + theirs for n in other._padding]
+        self._prepare()
 
-    def release(self) -> None:
-        """Drop the cache."""
-        self._cache = None
+    @torch.inference_mode()
+    def keep(self, places: Sequence[int]) -> None:
+        """Drop all sequences but these, and the padding that none of them needs."""
+        self._cache.batch_select_indices(torch.tensor(places, device=self._module.device))
+        self._padding = [self._padding[place] for place in places]
+        spare = min(self._padding)
+        if spare and self.open:
+            for layer in self._cache.layers:
+                layer.keys, layer.values = layer.keys[:, :, spare:], layer.values[:, :, spare:]
+            self._length -= spare
+            self._padding = [n - spare for n in self._padding]
+        self._prepare()
+
+    def _prepare(self) -> None:
+        """Make positions and mask for the present padding, with room for some steps."""
+        device = self._module.device
+        room = max([self._length, *self._padding]) + _ROOM
+        columns = torch.arange(room, device=device).unsqueeze(0)
+        shifts = torch.tensor(self._padding, device=device).unsqueeze(1)
+        padded = any(self._padding)
+        self._places = (columns - shifts).clamp(min=0) if padded else columns
+        self._mask = (columns >= shifts).long() if padded else None
 
     def _forward(self, ids: torch.Tensor, **extra: Any) -> torch.Tensor:
-        end = self._length + ids.shape[1]
+        start, end = self._length, self._length + ids.shape[1]
+        if end > self._places.shape[1]:
+            self._length = end
+            self._prepare()
         if self._positioned:
-            places = self._places[:, self._length : end]
-            if self._offset is not None:
-                places = (places - self._offset).clamp(min=0)
-            extra["position_ids"] = places
+            extra["position_ids"] = self._places[:, start:end]
         if self._mask is not None:
             extra["attention_mask"] = self._mask[:, :end]
         out = self._module(ids, past_key_values=self._cache, use_cache=True, **extra)
@@ -101,6 +135,8 @@ class CausalSteps:
 class Seq2SeqSteps:
     """An encoder-decoder model: the encoder reads the prompt once, the decoder writes."""
 
+    open = False
+
     def __init__(self, module: Any) -> None:
         self._module = module
         self._encoded: Any = None
@@ -108,33 +144,22 @@ class Seq2SeqSteps:
         self._cache: Any = None
 
     @torch.inference_mode()
-    def start(self, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        """Read the prompts, padded on the right where `mask` is 0, and start the decoder."""
-        self._mask = torch.ones_like(ids) if mask is None else mask
+    def start(self, prompts: Sequence[torch.Tensor]) -> torch.Tensor:
+        """Read prompts of shape (1, length), padded on the right, and start the decoder."""
+        width = max(ids.shape[1] for ids in prompts)
+        edges = [(0, width - ids.shape[1]) for ids in prompts]
+        device = self._module.device
+        ids = torch.cat([pad(i, e) for i, e in zip(prompts, edges, strict=True)]).to(device)
+        mask = [pad(torch.ones_like(i), e) for i, e in zip(prompts, edges, strict=True)]
+        self._mask = torch.cat(mask).to(device)
         self._encoded = self._module.get_encoder()(
             input_ids=ids, attention_mask=self._mask, return_dict=True
         )
-        first = decoder_start(self._module)
-        return self._forward(torch.full((len(ids),), first, device=ids.device))
+        return self.step(torch.full((len(ids),), decoder_start(self._module), device=device))
 
     @torch.inference_mode()
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append one token per sequence and return the next rows."""
-        return self._forward(tokens)
-
-    @torch.inference_mode()
-    def keep(self, rows: torch.Tensor) -> None:
-        """Drop all sequences but these."""
-        self._cache.batch_select_indices(rows)
-        self._encoded.last_hidden_state = self._encoded.last_hidden_state[rows]
-        assert self._mask is not None
-        self._mask = self._mask[rows]
-
-    def release(self) -> None:
-        """Drop the cache and what the encoder read."""
-        self._cache = self._encoded = None
-
-    def _forward(self, tokens: torch.Tensor) -> torch.Tensor:
         out = self._module(
             encoder_outputs=self._encoded,
             attention_mask=self._mask,
@@ -146,6 +171,19 @@ class Seq2SeqSteps:
         rows: torch.Tensor = out.logits[:, -1].float()
         return rows
 
+    def join(self, other: Self) -> None:
+        """Refuse: decoders of different age see different positions."""
+        raise NotImplementedError("an encoder-decoder batch starts together")
+
+    @torch.inference_mode()
+    def keep(self, places: Sequence[int]) -> None:
+        """Drop all sequences but these."""
+        rows = torch.tensor(places, device=self._module.device)
+        self._cache.batch_select_indices(rows)
+        self._encoded.last_hidden_state = self._encoded.last_hidden_state[rows]
+        assert self._mask is not None
+        self._mask = self._mask[rows]
+
 
 def decoder_start(module: Any) -> int:
     """Return the token with which an encoder-decoder model's decoder starts."""
@@ -154,30 +192,3 @@ def decoder_start(module: Any) -> int:
         if found is not None:
             return int(found[0] if isinstance(found, list) else found)
     return int(module.config.pad_token_id or 0)
-
-
-def left_pad(prompts: list[torch.Tensor], pad: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Pad prompts of shape (1, length) on the left; the mask is None where nothing is padded."""
-    width = max(ids.shape[1] for ids in prompts)
-    if all(ids.shape[1] == width for ids in prompts):
-        return torch.cat(prompts), None
-    edges = [(width - ids.shape[1], 0) for ids in prompts]
-    return _pad(prompts, edges, pad)
-
-
-def right_pad(prompts: list[torch.Tensor], pad: int) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """Pad prompts of shape (1, length) on the right; the mask is None where nothing is padded."""
-    width = max(ids.shape[1] for ids in prompts)
-    if all(ids.shape[1] == width for ids in prompts):
-        return torch.cat(prompts), None
-    edges = [(0, width - ids.shape[1]) for ids in prompts]
-    return _pad(prompts, edges, pad)
-
-
-def _pad(
-    prompts: list[torch.Tensor], edges: list[tuple[int, int]], pad: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    put = torch.nn.functional.pad
-    ids = [put(ids, edge, value=pad) for ids, edge in zip(prompts, edges, strict=True)]
-    mask = [put(torch.ones_like(i), e, value=0) for i, e in zip(prompts, edges, strict=True)]
-    return torch.cat(ids), torch.cat(mask)

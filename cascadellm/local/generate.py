@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from cascadellm.answer import Answer, Piece
 from cascadellm.errors import ConfigurationError, ModelError, OutOfMemoryError
 from cascadellm.local.assemble import TextAssembler
+from cascadellm.local.batch import Caller, SharedBatch
 from cascadellm.local.chat import Prompt, check_room, plain_text, render
-from cascadellm.local.decoding import Decoding
+from cascadellm.local.decoding import Job
 from cascadellm.local.detokenize import TokenTable
 from cascadellm.local.load import Loaded, free, out_of_memory
 from cascadellm.local.sections import TAGS, Sections, TagSections, TemplateSections
@@ -25,10 +28,6 @@ class CallerGoneError(Exception):
     """The caller has gone; nobody reads this answer."""
 
 
-def _never() -> bool:
-    return False
-
-
 class Runner:
     """Runs requests on one loaded model.
 
@@ -36,15 +35,28 @@ class Runner:
         loaded: The model.
         name: Its name, for errors.
         template_kwargs: Arguments for every rendering of the chat template.
+        batch_size: Most requests decoded together.
+        batch_tokens: Most tokens that their padded cache may hold together.
     """
 
-    def __init__(self, loaded: Loaded, name: str, template_kwargs: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        name: str,
+        template_kwargs: Mapping[str, Any],
+        *,
+        batch_size: int = 16,
+        batch_tokens: int = 32_768,
+    ) -> None:
         self.lock = threading.RLock()
         self.name = name
         self._template_kwargs = dict(template_kwargs)
         self._loaded: Loaded | None = loaded
         # fast tokenizers refuse two callers at once where their settings change
         self._tokenizing = threading.Lock()
+        self._batch = SharedBatch(
+            lambda: self.loaded, self.lock, jobs=batch_size, tokens=batch_tokens
+        )
         self._table = TokenTable(loaded.tokenizer, visible=TAGS)
 
     @property
@@ -69,6 +81,7 @@ class Runner:
             device = self._loaded.device if self._loaded is not None else None
             self._loaded = None
         if device is not None:
+            self._batch.close()
             free(device)
 
     def prompt(self, messages: Any, tools: Tools | None, settings: Settings) -> Prompt:
@@ -119,83 +132,75 @@ class Runner:
         )
 
     def pieces(
-        self,
-        messages: Any,
-        tools: Tools | None,
-        settings: Settings,
-        cancelled: Callable[[], bool] = _never,
+        self, messages: Any, tools: Tools | None, settings: Settings, caller: Caller | None = None
     ) -> Iterator[Piece]:
         """Write one answer and yield its text as it becomes certain.
 
         Raises:
-            CallerGoneError: `cancelled` said so before a step.
+            CallerGoneError: The caller left.
         """
-        prompt = self.prompt(messages, tools, settings)
-        assembler = self.assembler(prompt, settings)
-        decoding = self._decoding([prompt], settings, [assembler])
-        while self._advance(decoding, cancelled):
-            piece = assembler.delta()
-            if piece.text or piece.reasoning:
-                yield piece
-        yield assembler.finish(input_tokens=prompt.length, scores=decoding.scores(0))[1]
+        caller = caller or Caller()
+        job = self._job(messages, tools, settings)
+        self._batch.submit(caller, [job])
+        with self._waiting(caller):
+            while not job.done:
+                self._batch.wait(caller, lambda: job.done or job.unread, each_step=True)
+                if caller():
+                    raise CallerGoneError
+                if job.done:
+                    break
+                piece = job.delta()
+                if piece.text or piece.reasoning:
+                    yield piece
+            last = job.finish()
+        yield last
 
     def answers(
         self,
         requests: Sequence[Any],
         tools: Tools | None,
         settings: Settings,
-        batch_size: int,
-        cancelled: Callable[[], bool] = _never,
+        caller: Caller | None = None,
     ) -> list[Answer]:
-        """Answer many requests in padded batches, in their own order.
-
-        Requests of similar length share a batch, so that little is spent on padding.
+        """Answer many requests, decoded together, in their own order.
 
         Raises:
-            CallerGoneError: `cancelled` said so before a step.
+            CallerGoneError: The caller left.
         """
-        prompts = [self.prompt(messages, tools, settings) for messages in requests]
-        order = sorted(range(len(prompts)), key=lambda place: prompts[place].length)
-        found: dict[int, Answer] = {}
-        for start in range(0, len(order), batch_size):
-            places = order[start : start + batch_size]
-            batch = self._batch([prompts[place] for place in places], settings, cancelled)
-            found.update(zip(places, batch, strict=True))
-        return [found[place] for place in range(len(prompts))]
+        caller = caller or Caller()
+        jobs = [self._job(messages, tools, settings) for messages in requests]
+        # prompts of similar length start together, so that little is spent on padding
+        self._batch.submit(caller, sorted(jobs, key=lambda job: job.size))
+        with self._waiting(caller):
+            self._batch.wait(caller, lambda: all(job.done for job in jobs), each_step=False)
+            if caller():
+                raise CallerGoneError
+            pieces = [job.finish() for job in jobs]
+        return [piece.answer for piece in pieces if piece.answer is not None]
 
-    def _batch(
-        self, prompts: list[Prompt], settings: Settings, cancelled: Callable[[], bool]
-    ) -> list[Answer]:
-        assemblers = [self.assembler(prompt, settings) for prompt in prompts]
-        decoding = self._decoding(prompts, settings, assemblers)
-        while self._advance(decoding, cancelled):
-            pass
-        return [
-            assembler.finish(input_tokens=prompt.length, scores=decoding.scores(owner))[0]
-            for owner, (prompt, assembler) in enumerate(zip(prompts, assemblers, strict=True))
-        ]
+    def _job(self, messages: Any, tools: Tools | None, settings: Settings) -> Job:
+        prompt = self.prompt(messages, tools, settings)
+        return Job(self.loaded, prompt, settings, self.assembler(prompt, settings))
 
-    def _decoding(
-        self, prompts: list[Prompt], settings: Settings, assemblers: list[TextAssembler]
-    ) -> Decoding:
-        return Decoding(self.loaded, prompts, settings, assemblers, self.lock)
-
-    def _advance(self, decoding: Decoding, cancelled: Callable[[], bool]) -> bool:
-        if cancelled():
-            raise CallerGoneError
-        device = self.loaded.device
+    @contextmanager
+    def _waiting(self, caller: Caller) -> Iterator[None]:
+        """Withdraw what is unfinished when the caller stops waiting, and explain lack of memory."""
         try:
-            return decoding.advance()
+            yield
         except (RuntimeError, MemoryError) as error:
             if not out_of_memory(error):
                 raise
-            decoding.release()
-            free(device)
+            # frames of the failed step hold its tensors
+            traceback.clear_frames(error.__traceback__)
+            free(self.loaded.device)
             raise OutOfMemoryError(
-                f"{self.name} ran out of memory on {device} while answering "
+                f"{self.name} ran out of memory on {self.loaded.device} while answering "
                 f"({str(error).splitlines()[0][:200]}); shorten the prompt, lower max_new_tokens "
                 "or batch_size, or compare cascadellm.local.memory_estimate with what is free"
             ) from error
+        finally:
+            if not all(job.done for job in caller.jobs):
+                self._batch.leave(caller)
 
     def _check_tools(self, text: str, tools: Tools | None) -> None:
         """Refuse a template that drops tools silently: the model would never see them."""

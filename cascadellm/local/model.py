@@ -53,7 +53,8 @@ class LocalModel:
         trust_remote_code: Whether code from the model's folder may run.
         safetensors_only: Whether weights in other (executable) formats are refused.
         context_window: Overrides the window that the model states. Unit: tokens.
-        batch_size: Most requests that `batch` decodes together.
+        batch_size: Most requests decoded together, of all callers; 1 = one after the other.
+        batch_tokens: Most tokens that their padded cache may hold together.
 
     Raises:
         ConfigurationError: An argument is out of range.
@@ -85,6 +86,7 @@ class LocalModel:
         safetensors_only: bool = True,
         context_window: int | None = None,
         batch_size: int = 16,
+        batch_tokens: int = 32_768,
     ) -> None:
         settings = Settings(
             temperature=temperature,
@@ -97,12 +99,12 @@ class LocalModel:
             top_logprobs=top_logprobs,
         )
         _check_count("batch_size", batch_size)
+        _check_count("batch_tokens", batch_tokens)
         if context_window is not None:
             _check_count("context_window", context_window)
         load, generate = _torch_side()
         self._path = _plain_path(path)
         self._name = name or self._path.rstrip("/").rsplit("/", 1)[-1]
-        self._batch_size = batch_size
         loaded = load.load(
             load.LoadOptions(
                 path=self._path,
@@ -120,7 +122,13 @@ class LocalModel:
         self._settings = settings.override(**advice)
         self._context_window: int = loaded.context_window
         self._device: torch.device = loaded.device
-        self._runner: Runner = generate.Runner(loaded, self._name, chat_template_kwargs or {})
+        self._runner: Runner = generate.Runner(
+            loaded,
+            self._name,
+            chat_template_kwargs or {},
+            batch_size=batch_size,
+            batch_tokens=batch_tokens,
+        )
 
     def __repr__(self) -> str:
         state = "closed" if self._runner.closed else f"device={str(self._device)!r}"
@@ -241,7 +249,7 @@ class LocalModel:
             ModelError: The model cannot answer; its subclasses say why.
         """
         settings = self.settings(**overrides)
-        return self._runner.answers([messages], tools, settings, 1)[0]
+        return self._runner.answers([messages], tools, settings)[0]
 
     def stream(
         self, messages: Any, *, tools: Tools | None = None, **overrides: Any
@@ -280,29 +288,22 @@ class LocalModel:
             ModelError: The model cannot answer; its subclasses say why.
         """
         settings = self.settings(**overrides)
-        return self._runner.answers(requests, tools, settings, self._batch_size)
+        return self._runner.answers(requests, tools, settings)
 
     async def agenerate(
         self, messages: Any, *, tools: Tools | None = None, **overrides: Any
     ) -> Answer:
         """Answer once in a thread; cancelling the task stops the model within one step."""
-        return (await self._abatch([messages], tools, overrides, 1))[0]
+        return (await self.abatch([messages], tools=tools, **overrides))[0]
 
     async def abatch(
         self, requests: Sequence[Any], *, tools: Tools | None = None, **overrides: Any
     ) -> list[Answer]:
         """Answer many requests as `batch` does, in a thread."""
-        return await self._abatch(requests, tools, overrides, self._batch_size)
-
-    async def _abatch(
-        self, requests: Sequence[Any], tools: Tools | None, overrides: dict[str, Any], size: int
-    ) -> list[Answer]:
         from cascadellm.local import aio
 
         settings = self.settings(**overrides)
-        return await aio.run(
-            lambda gone: self._runner.answers(requests, tools, settings, size, gone)
-        )
+        return await aio.run(lambda caller: self._runner.answers(requests, tools, settings, caller))
 
     def astream(
         self, messages: Any, *, tools: Tools | None = None, **overrides: Any
@@ -311,7 +312,7 @@ class LocalModel:
         from cascadellm.local import aio
 
         settings = self.settings(**overrides)
-        return aio.stream(lambda gone: self._runner.pieces(messages, tools, settings, gone))
+        return aio.stream(lambda caller: self._runner.pieces(messages, tools, settings, caller))
 
 
 def memory_estimate(

@@ -13,7 +13,6 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from cascadellm.errors import ModelError
 from cascadellm.local.settings import Settings
 
 __all__ = ["choose", "processors", "random_stream"]
@@ -67,24 +66,17 @@ def choose(rows: torch.Tensor, streams: Sequence[torch.Generator | None]) -> tor
         streams: One random stream per row, or None per row for the likeliest token.
 
     Returns:
-        Token ids. Shape (batch,), int64.
-
-    Raises:
-        ModelError: A row holds NaN, so no token is the likeliest.
+        Token ids, -1 where the row holds NaN. Shape (batch,), int64.
     """
     best, tokens = rows.max(dim=-1)
-    if any(value != value for value in best.tolist()):
-        raise ModelError(
-            "the model returned NaN as a next-token score; load it with another dtype "
-            "(dtype='float32' or 'bfloat16')"
-        )
+    tokens = tokens.masked_fill(best.isnan(), -1)
     if all(stream is None for stream in streams):
         return tokens
-    law = torch.softmax(rows, dim=-1)
+    taken = tokens.tolist()
     drawn = [
         tokens[i : i + 1]
-        if stream is None
-        else torch.multinomial(law[i], num_samples=1, generator=stream)
+        if stream is None or taken[i] < 0
+        else torch.multinomial(torch.softmax(rows[i], dim=-1), num_samples=1, generator=stream)
         for i, stream in enumerate(streams)
     ]
     return torch.cat(drawn)

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 
 from cascadellm.local.assemble import RowScore
 
-__all__ = ["ScoreBuffer", "score_rows"]
+__all__ = ["ScoreBuffer", "ScoreList", "score_rows"]
 
 _CHUNK = 16
 
@@ -39,44 +40,48 @@ def score_rows(rows: torch.Tensor, tokens: torch.Tensor, top: int) -> list[RowSc
     ]
 
 
-class ScoreBuffer:
-    """Collects the rows of a batch and scores them about sixteen at a time.
+@dataclass(slots=True)
+class ScoreList:
+    """The scores of one sequence.
 
-    Args:
-        batch: Number of sequences.
+    Attributes:
         top: Number of alternatives to keep per token.
+        found: Scores so far, in the order of the tokens.
     """
 
-    def __init__(self, batch: int, top: int) -> None:
-        self._top = top
+    top: int
+    found: list[RowScore] = field(default_factory=list)
+
+
+class ScoreBuffer:
+    """Collects rows and scores them about sixteen at a time, into the lists they belong to."""
+
+    def __init__(self) -> None:
         self._rows: list[torch.Tensor] = []
         self._tokens: list[torch.Tensor] = []
-        self._owners: list[int] = []
-        self._scores: list[list[RowScore]] = [[] for _ in range(batch)]
+        self._lists: list[ScoreList] = []
 
-    def add(self, rows: torch.Tensor, tokens: torch.Tensor, owners: Sequence[int]) -> None:
+    def add(self, rows: torch.Tensor, tokens: torch.Tensor, lists: Sequence[ScoreList]) -> None:
         """Take one row per sequence with the token chosen from it.
 
         Args:
             rows: Unprocessed next-token logits. Shape (n, vocab).
             tokens: Shape (n,), int64.
-            owners: Which sequence of the batch each row belongs to.
+            lists: Where the score of each row goes.
         """
         self._rows.append(rows)
         self._tokens.append(tokens)
-        self._owners.extend(owners)
-        if len(self._owners) >= _CHUNK:
-            self._flush()
+        self._lists.extend(lists)
+        if len(self._lists) >= _CHUNK:
+            self.flush()
 
-    def of(self, owner: int, length: int) -> list[RowScore]:
-        """Return the scores of one sequence's first `length` tokens."""
-        self._flush()
-        return self._scores[owner][:length]
-
-    def _flush(self) -> None:
+    def flush(self) -> None:
+        """Score the rows that are waiting."""
         if not self._rows:
             return
-        found = score_rows(torch.cat(self._rows), torch.cat(self._tokens), self._top)
-        for owner, score in zip(self._owners, found, strict=True):
-            self._scores[owner].append(score)
-        self._rows, self._tokens, self._owners = [], [], []
+        top = max(scores.top for scores in self._lists)
+        found = score_rows(torch.cat(self._rows), torch.cat(self._tokens), top)
+        for scores, score in zip(self._lists, found, strict=True):
+            fits = len(score.top) <= scores.top
+            scores.found.append(score if fits else replace(score, top=score.top[: scores.top]))
+        self._rows, self._tokens, self._lists = [], [], []

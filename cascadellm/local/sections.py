@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from cascadellm.answer import Part, ToolCall
@@ -191,7 +192,7 @@ class TemplateSections:
         # one by one, so that an error in the text means the same for every grouping
         for character in text:
             self._text += character
-            chunks += self._read(lambda fed=character: self._parser.feed(fed))
+            chunks += self._read(partial(self._parser.feed, character))
         return chunks
 
     def finish(self) -> list[Chunk]:

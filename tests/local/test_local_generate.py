@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from cascadellm.answer import Answer, ToolCall
+from cascadellm.answer import ToolCall
 from cascadellm.local import LocalModel, decoding, forward
 from cascadellm.local.decoding import Decoding
 from tests.local.tiny_models import CALCULATOR, script_model
@@ -40,13 +40,12 @@ def _generated(model: LocalModel, question: str, **options: Any) -> list[int]:
 
 
 def _token_ids(model: LocalModel, question: str, **overrides: Any) -> list[int]:
-    settings = model.settings(**overrides)
-    prompt = model.prompt(question, None, settings)
-    assembler = model.assembler(prompt, settings)
-    decoding = model._runner._decoding([prompt], settings, [assembler])
-    while decoding.advance():
-        pass
-    return assembler.token_ids
+    job = model._runner._job(question, None, model.settings(**overrides))
+    decoding = Decoding(model._runner.loaded)
+    decoding.advance([job])
+    while not job.done:
+        decoding.advance()
+    return job.assembler.token_ids
 
 
 @pytest.mark.parametrize("question", QUESTIONS)
@@ -67,8 +66,8 @@ def test_a_penalty_that_forgets_the_prompt_is_noticed(
 ) -> None:
     """A mutant that shows the processors only the newest token does not pass for `generate`."""
     expected = _generated(llama, "Hi", repetition_penalty=1.3)
-    view = decoding._Seen.view
-    monkeypatch.setattr(decoding._Seen, "view", lambda self: view(self)[:, -1:])
+    newest = property(lambda self: self._all[:, self._length - 1 : self._length])
+    monkeypatch.setattr(decoding._Seen, "ids", newest)
     assert expected != _token_ids(llama, "Hi", repetition_penalty=1.3)
 
 
@@ -77,8 +76,8 @@ def test_a_wrong_position_is_noticed(llama: LocalModel, monkeypatch: pytest.Monk
     right = _token_ids(llama, "Hi")
     start = forward.CausalSteps.start
 
-    def shifted(self: Any, ids: torch.Tensor, mask: torch.Tensor | None = None) -> torch.Tensor:
-        rows = start(self, ids, mask)
+    def shifted(self: Any, prompts: list[torch.Tensor]) -> torch.Tensor:
+        rows = start(self, prompts)
         self._length += 1
         return rows
 
@@ -93,13 +92,12 @@ def test_the_short_way_gives_the_tokens_of_the_long_one(llama: LocalModel) -> No
     assert loaded.quick is not None
     answers = []
     for way in (loaded, dataclasses.replace(loaded, quick=None)):
-        settings = llama.settings()
-        prompt = llama.prompt("Hi")
-        assembler = llama.assembler(prompt, settings)
-        decoding = Decoding(way, [prompt], settings, [assembler], llama.lock)
-        while decoding.advance():
-            pass
-        answers.append(assembler.finish(input_tokens=1, scores=decoding.scores(0))[0])
+        job = llama._runner._job("Hi", None, llama.settings())
+        batch = Decoding(way)
+        batch.advance([job])
+        while not job.done:
+            batch.advance()
+        answers.append(job.finish())
     assert answers[0] == answers[1]
 
 
@@ -150,65 +148,6 @@ def test_streamed_pieces_join_to_the_answer(model: LocalModel) -> None:
         assert answer == pieces[-1].answer
         assert answer.text == "".join(piece.text for piece in pieces)
         assert all(piece.answer is None for piece in pieces[:-1])
-
-
-def _same(one: Answer, other: Answer) -> bool:
-    """Whether two answers have the same text and tokens; scores may differ by rounding."""
-    assert one.tokens is not None
-    assert other.tokens is not None
-    rounding = [abs(a.logprob - b.logprob) for a, b in zip(one.tokens, other.tokens, strict=False)]
-    names = [[t.token for t in answer.tokens or ()] for answer in (one, other)]
-    return one.text == other.text and names[0] == names[1] and max(rounding) < 1e-3
-
-
-@pytest.mark.parametrize(
-    "overrides",
-    [
-        {},
-        {"repetition_penalty": 1.3},
-        {"temperature": 0.8, "seed": 4, "top_k": 20, "top_p": 0.9},
-        {"temperature": 1.0, "seed": 4, "repetition_penalty": 1.1},
-    ],
-)
-def test_a_batch_gives_the_answers_of_single_calls(
-    model: LocalModel, overrides: dict[str, Any]
-) -> None:
-    """Padding, masks and positions change nothing; each request draws from its own stream."""
-    batch = model.batch(QUESTIONS, **overrides)
-    for question, answer in zip(QUESTIONS, batch, strict=True):
-        assert _same(model.generate(question, **overrides), answer)
-
-
-def test_a_batch_without_its_mask_is_noticed(
-    llama: LocalModel, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A mutant that lets sequences see their padding does not pass for single calls."""
-    padded = forward.left_pad
-
-    def unmasked(prompts: list[torch.Tensor], pad: int) -> Any:
-        return padded(prompts, pad)[0], None
-
-    monkeypatch.setattr("cascadellm.local.decoding.left_pad", unmasked)
-    batch = llama.batch(QUESTIONS)
-    singles = [llama.generate(question) for question in QUESTIONS]
-    assert not all(map(_same, singles, batch))
-
-
-def test_sequences_leave_a_batch_when_they_end(writer: LocalModel, llama: LocalModel) -> None:
-    """Answers of different length share a batch; an early end does not disturb the others."""
-    stop = writer.generate("Hi").text[4:7]
-    for model, overrides in ((writer, {}), (writer, {"stop": [stop]}), (llama, {"stop": [" "]})):
-        batch = model.batch([*QUESTIONS, "Hi"], **overrides)
-        for question, answer in zip([*QUESTIONS, "Hi"], batch, strict=True):
-            assert _same(model.generate(question, **overrides), answer)
-
-
-def test_a_batch_of_none_and_more_than_one_batch(llama: LocalModel) -> None:
-    """Any number of requests is answered, in their order, at most batch_size at a time."""
-    assert [] == llama.batch([])
-    many = [f"{number} times {number}" for number in range(20)]
-    answers = llama.batch(many, max_new_tokens=4)
-    assert [llama.generate(q, max_new_tokens=4).text for q in many] == [a.text for a in answers]
 
 
 def test_a_seed_repeats_an_answer_and_no_seed_does_not(llama: LocalModel) -> None:

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from cascadellm.local.scoring import ScoreBuffer, score_rows
+from cascadellm.local.scoring import ScoreBuffer, ScoreList, score_rows
 
 
 def _rows(count: int, vocab: int = 30) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,25 +42,39 @@ def test_impossible_tokens_leave_entropy_finite() -> None:
 def test_buffered_scores_equal_scores_at_once(batch: int, steps: int) -> None:
     """Grouping rows changes nothing, and each sequence gets its own scores in order."""
     rows, tokens = _rows(batch * steps)
-    buffer = ScoreBuffer(batch, 3)
+    buffer = ScoreBuffer()
+    lists = [ScoreList(top=3) for _ in range(batch)]
     for step in range(steps):
         part = slice(step * batch, (step + 1) * batch)
-        buffer.add(rows[part], tokens[part], range(batch))
+        buffer.add(rows[part], tokens[part], lists)
+    buffer.flush()
     expected = score_rows(rows, tokens, 3)
-    for owner in range(batch):
-        assert expected[owner::batch] == buffer.of(owner, steps)
+    for place, scores in enumerate(lists):
+        assert expected[place::batch] == scores.found
+
+
+def test_each_sequence_keeps_as_many_alternatives_as_it_asked_for() -> None:
+    """Sequences of one batch may differ in top_logprobs."""
+    rows, tokens = _rows(2)
+    lists = [ScoreList(top=1), ScoreList(top=4)]
+    buffer = ScoreBuffer()
+    buffer.add(rows, tokens, lists)
+    buffer.flush()
+    assert [1, 4] == [len(scores.found[0].top) for scores in lists]
+    assert lists[0].found[0].top == score_rows(rows, tokens, 4)[0].top[:1]
 
 
 def test_the_buffer_never_holds_more_than_a_few_rows() -> None:
     """Rows are dropped once they are scored, so no full-vocabulary history grows."""
-    buffer = ScoreBuffer(1, 0)
+    buffer, scores = ScoreBuffer(), ScoreList(top=0)
     rows, tokens = _rows(100)
     held = []
     for step in range(100):
-        buffer.add(rows[step : step + 1], tokens[step : step + 1], [0])
+        buffer.add(rows[step : step + 1], tokens[step : step + 1], [scores])
         held.append(len(buffer._rows))
     assert max(held) < 16
-    assert 100 == len(buffer.of(0, 100))
+    buffer.flush()
+    assert 100 == len(scores.found)
 
 
 def test_no_alternatives_are_kept_when_none_are_asked_for() -> None:

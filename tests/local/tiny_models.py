@@ -217,12 +217,14 @@ def script_model(
         for tools in (None, [CALCULATOR])
     ]
     optimiser = torch.optim.AdamW(model.parameters(), lr=5e-3, weight_decay=0.0)
-    for step in range(300):
+    worst = [1.0, 1.0]
+    for step in range(400):
         head = heads[step % len(heads)]
         ids = torch.tensor([head + answer])
         labels = torch.tensor([[-100] * len(head) + answer])
         loss = model(ids, labels=labels).loss
-        if step > 20 and loss.item() < 3e-3:
+        worst[step % 2] = loss.item()
+        if max(worst) < 3e-3:
             break
         optimiser.zero_grad()
         loss.backward()
