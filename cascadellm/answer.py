@@ -159,6 +159,12 @@ class Answer:
                 kept = tuple(t for t in self.tokens if t.part == "arguments")
         return self if len(kept) == len(self.tokens) else replace(self, tokens=kept)
 
+    def _repr_html_(self) -> str:
+        """Show the answer in a notebook, coloured by who wrote it."""
+        from cascadellm.report.provenance import answer_fragment
+
+        return str(answer_fragment(self))
+
 
 @dataclass(frozen=True, slots=True)
 class Piece:
@@ -168,11 +174,16 @@ class Piece:
         text: New characters of the answer.
         reasoning: New characters of the reasoning block.
         answer: The whole answer, on the last piece only.
+        tokens: Scores of the new tokens, where the model can give them while it writes; a
+            draft can be stopped or committed to early only with them.
+        input_tokens: Length of the prompt, where the model knows it before the end.
     """
 
     text: str = ""
     reasoning: str = ""
     answer: Answer | None = None
+    tokens: tuple[TokenScore, ...] = ()
+    input_tokens: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +298,16 @@ class Trace:
         if self.speculation is None:
             del data["speculation"]
         return data
+
+    def to_html(self, text: str | None = None) -> str:
+        """Return an HTML page that shows who wrote what.
+
+        Args:
+            text: The answer; without it, the tokens of a token-level record are shown.
+        """
+        from cascadellm.report.provenance import trace_page
+
+        return trace_page(self, text)
 
 
 def _plain(value: Any, skip: Sequence[str] = ()) -> dict[str, Any]:
