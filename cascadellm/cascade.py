@@ -6,12 +6,14 @@ of both frameworks drive the same generator, so they take the same decision.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeAlias
 
-from cascadellm.answer import Answer, Decision, Request, Trace
+from cascadellm.answer import Action, Answer, Decision, Request, Trace
+from cascadellm.assembly import join_pairs, listed, one_of, per_boundary
 from cascadellm.context import with_context
 from cascadellm.effects import Call, Emit, Interrupted, Plan, Relay
 from cascadellm.errors import CascadeError, ConfigurationError
@@ -24,12 +26,16 @@ from cascadellm.events import (
     TierSkipped,
     TierStarted,
 )
+from cascadellm.hedging import Ahead, Said
 from cascadellm.ledger import Ledger, Unit
-from cascadellm.policies.base import Moment, Policy, PolicyLike, as_policy, resolve
-from cascadellm.resilience import ask, retrying
+from cascadellm.policies.base import Moment, Policy, PolicyLike, resolve
+from cascadellm.resilience import retrying
 from cascadellm.tier import Tier, named
+from cascadellm.watching import STOPPED
 
 __all__ = ["Admit", "Cascade", "Outcome"]
+
+_log = logging.getLogger("cascadellm")
 
 Admit: TypeAlias = Callable[[Tier, Request], tuple[str, str] | None]
 """Says why a tier cannot take a request, as (code, sentence); None = it can."""
@@ -80,17 +86,17 @@ class Cascade:
         deadline_s: float | None = None,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        _one_of("on_tier_error", on_tier_error, ("escalate", "raise"))
-        _one_of("on_exhausted", on_exhausted, ("raise", "best"))
+        one_of("on_tier_error", on_tier_error, ("escalate", "raise"))
+        one_of("on_exhausted", on_exhausted, ("raise", "best"))
         if deadline_s is not None and not 0 < deadline_s < float("inf"):
             raise ConfigurationError(
                 f"deadline_s must be a positive number of seconds or None, got {deadline_s!r}"
             )
-        ready = named([t if isinstance(t, Tier) else Tier(t) for t in _listed(tiers)])
+        ready = named([t if isinstance(t, Tier) else Tier(t) for t in listed(tiers)])
         for tier in ready:
             retrying(tier.retry)
-        policies = _per_boundary(policy, len(ready))
-        units, boundaries = _join_pairs(ready, policies)
+        policies = per_boundary(policy, len(ready))
+        units, boundaries = join_pairs(ready, policies)
         for name, value in (
             ("tiers", ready),
             ("policies", policies),
@@ -144,46 +150,78 @@ class Cascade:
     def _climb(
         self, request: Request, units: tuple[Unit, ...], ledger: Ledger, admit: Admit | None
     ) -> Plan[tuple[Unit, Answer]]:
-        place = 0
-        while True:
-            if ledger.expired:
-                return (yield from self._exhausted(ledger.too_late(), units, ledger))
-            unit, last = units[place], place == len(units) - 1
-            policy = None if last else self.boundaries[place]
-            if policy is not None:
-                route = yield from self._before(policy, unit, request, ledger, admit)
-                if route is not None:
-                    place = yield from self._skip(route, units, place, ledger)
+        place, ahead = 0, Ahead()
+        try:
+            while True:
+                if ledger.expired:
+                    return (yield from self._exhausted(ledger.too_late(), units, ledger))
+                unit, last = units[place], place == len(units) - 1
+                policy = None if last else self.boundaries[place]
+                if policy is not None:
+                    route = yield from self._before(policy, unit, request, ledger, admit)
+                    if route is not None:
+                        place = yield from self._skip(route, units, place, ledger)
+                        continue
+                yield Emit(TierStarted(unit.index, unit.tier.label))
+                ledger.begin()
+                try:
+                    said = yield from self._ask(units, place, request, ledger, ahead)
+                except Exception as error:
+                    place = yield from self._failed(error, units, place, ledger)
+                    if place < 0:
+                        return (yield from self._exhausted(error, units, ledger))
                     continue
-            yield Emit(TierStarted(unit.index, unit.tier.label))
-            ledger.begin()
-            begun = self.clock()
-            try:
-                answer = yield from ask(self._call(unit, policy, request, ledger), live=last)
-            except Interrupted as broken:
-                attempt = ledger.fail(unit, broken.cause)
-                yield Emit(TierFailed(attempt, broken.cause))
-                raise broken.cause from None
-            except Exception as error:
-                attempt = ledger.fail(unit, error)
-                yield Emit(TierFailed(attempt, error))
-                if last or self.on_tier_error == "raise":
-                    return (yield from self._exhausted(error, units, ledger))
-                place += 1
-                continue
-            latency_s = self.clock() - begun
-            yield Emit(TierAnswered(unit.index, unit.tier.label, answer, latency_s))
-            if policy is None:
-                ledger.keep(unit, "accept", answer, None, latency_s)
-                return unit, answer
-            decision = yield from self._decide(policy, unit, request, answer, ledger)
-            yield Emit(Decided(unit.index, unit.tier.label, decision, answer))
-            action: Any = "escalate" if decision.defer else "accept"
-            ledger.keep(unit, action, answer, decision, latency_s)
-            if not decision.defer:
-                shown = yield Relay(decision.answer or answer)
-                return unit, shown
-            place = _target(decision, units, place)
+                answer = said.answer
+                latency_s = ledger.attempt_s if said.latency_s is None else said.latency_s
+                yield Emit(TierAnswered(unit.index, unit.tier.label, answer, latency_s))
+                if policy is None:
+                    ledger.keep(unit, "accept", answer, None, latency_s)
+                    return unit, (answer if said.shown else (yield Relay(answer)))
+                decision = yield from self._decide(policy, unit, request, said, ledger)
+                yield Emit(Decided(unit.index, unit.tier.label, decision, answer))
+                target = _target(decision, units, place)
+                if not decision.defer or target != place + 1:
+                    ahead.call_off(ledger)
+                ledger.keep(unit, _action(decision, answer), answer, decision, latency_s)
+                if not decision.defer:
+                    shown = answer if said.shown else (yield Relay(decision.answer or answer))
+                    return unit, shown
+                place = target
+        finally:
+            ahead.close()
+
+    def _ask(
+        self,
+        units: tuple[Unit, ...],
+        place: int,
+        request: Request,
+        ledger: Ledger,
+        ahead: Ahead,
+    ) -> Plan[Said]:
+        unit, last = units[place], place == len(units) - 1
+        policy = None if last else self.boundaries[place]
+        call = self._call(unit, policy, request, ledger)
+        if policy is not None and ahead.unit is None and type(policy).hedge is not Policy.hedge:
+            hedging = policy.hedge(self._moment(unit, request, None, ledger))
+            if hedging is not None:
+                after = None if place + 2 == len(units) else self.boundaries[place + 1]
+                following = self._call(units[place + 1], after, request, ledger)
+                race = ahead.race(call, following, units[place + 1], hedging, policy.name)
+                return (yield from race)
+        return (yield from ahead.ask(call, unit, live=last or call.watch is not None))
+
+    def _failed(
+        self, error: Exception, units: tuple[Unit, ...], place: int, ledger: Ledger
+    ) -> Plan[int]:
+        """Record a tier that raised; return the next place, -1 when there is none."""
+        cause = error.cause if isinstance(error, Interrupted) else error
+        attempt = ledger.fail(units[place], cause)
+        yield Emit(TierFailed(attempt, cause))
+        if isinstance(error, Interrupted):
+            raise cause from None
+        if place == len(units) - 1 or self.on_tier_error == "raise":
+            return -1
+        return place + 1
 
     def _call(self, unit: Unit, policy: Policy | None, request: Request, ledger: Ledger) -> Call:
         tier = ledger.limited(unit.tier)
@@ -218,10 +256,17 @@ class Cascade:
             return Decision(True, "admission", code=refusal[0], reason=refusal[1])
         if type(policy).before is Policy.before:
             return None
-        plan = resolve(
-            policy.before(self._moment(unit, request, None, ledger)), policy.name
-        )
-        route = yield from ledger.metered(plan)
+        try:
+            plan = resolve(policy.before(self._moment(unit, request, None, ledger)), policy.name)
+            route = yield from ledger.metered(plan)
+        except CascadeError:
+            raise
+        except Exception:
+            # a route that breaks skips nothing: the tier is asked and its answer decided
+            _log.warning(
+                "policy %r failed before tier %r", policy.name, unit.tier.label, exc_info=True
+            )
+            return None
         return route if route is not None and route.defer else None
 
     def _skip(
@@ -234,10 +279,12 @@ class Cascade:
         return target
 
     def _decide(
-        self, policy: Policy, unit: Unit, request: Request, answer: Answer, ledger: Ledger
+        self, policy: Policy, unit: Unit, request: Request, said: Said, ledger: Ledger
     ) -> Plan[Decision]:
+        if said.decision is not None:
+            return said.decision
         begun = self.clock()
-        moment = self._moment(unit, request, answer, ledger)
+        moment = self._moment(unit, request, said.answer, ledger)
         try:
             decision = yield from ledger.metered(resolve(policy.after(moment), policy.name))
         except CascadeError:
@@ -252,7 +299,7 @@ class Cascade:
             raise ConfigurationError(
                 f"policy {policy.name!r} must return a Decision or None, got {decision!r}"
             )
-        return replace(decision, latency_s=self.clock() - begun)
+        return replace(_binding(decision, said), latency_s=self.clock() - begun)
 
     def _exhausted(
         self, error: Exception, units: tuple[Unit, ...], ledger: Ledger
@@ -260,7 +307,7 @@ class Cascade:
         earlier = [
             (attempt, answer)
             for attempt, answer in zip(ledger.attempts, ledger.answers, strict=True)
-            if answer is not None
+            if answer is not None and answer.finish_reason != STOPPED
         ]
         if self.on_exhausted == "best" and earlier:
             attempt, answer = earlier[-1]
@@ -285,62 +332,26 @@ class Cascade:
         raise ConfigurationError(f"no tier is named {pin!r}; tiers: {names}")
 
 
+def _binding(decision: Decision, said: Said) -> Decision:
+    """Hold a decision to what has already happened: shown stays, cut short never stands."""
+    if said.shown and decision.defer:
+        reason = f"already shown; {decision.reason}"
+        return replace(decision, defer=False, code="committed", reason=reason)
+    if said.answer.finish_reason == STOPPED and not decision.defer:
+        reason = f"the draft was stopped early; {decision.reason}"
+        return replace(decision, defer=True, code="stopped", reason=reason, answer=None)
+    return decision
+
+
+def _action(decision: Decision, answer: Answer) -> Action:
+    if not decision.defer:
+        return "accept"
+    return "stopped" if answer.finish_reason == STOPPED else "escalate"
+
+
 def _target(decision: Decision, units: tuple[Unit, ...], place: int) -> int:
     """Return the place of the next unit; a `goto` never leads back or past the end."""
     if decision.goto is None:
         return place + 1
     ahead = [i for i, unit in enumerate(units) if unit.index >= decision.goto and i > place]
     return ahead[0] if ahead else len(units) - 1
-
-
-def _listed(tiers: Any) -> list[Any]:
-    if isinstance(tiers, (str, bytes)) or not isinstance(tiers, Sequence) or not tiers:
-        raise ConfigurationError(f"tiers must be a list of at least one model, got {tiers!r}")
-    return list(tiers)
-
-
-def _one_of(name: str, value: Any, allowed: tuple[str, ...]) -> None:
-    if value not in allowed:
-        raise ConfigurationError(f"{name} must be one of {', '.join(allowed)}, got {value!r}")
-
-
-def _per_boundary(policy: Any, count: int) -> tuple[Policy, ...]:
-    """Return one policy for each of the count - 1 boundaries."""
-    if isinstance(policy, (list, tuple)):
-        if len(policy) != count - 1:
-            raise ConfigurationError(
-                f"{count} tiers have {count - 1} boundaries, so {count - 1} policies are "
-                f"expected, got {len(policy)}"
-            )
-        return tuple(as_policy(one) for one in policy)
-    if policy is None:
-        if count > 1:
-            raise ConfigurationError(
-                f"{count} tiers need a policy that says when to defer, e.g. "
-                "policy=Threshold(mean_logprob, -0.35)"
-            )
-        return ()
-    return (as_policy(policy),) * (count - 1)
-
-
-def _join_pairs(
-    tiers: tuple[Tier, ...], policies: tuple[Policy, ...]
-) -> tuple[tuple[Unit, ...], tuple[Policy, ...]]:
-    """Fold every token-level boundary: its two tiers become one unit, the pair."""
-    units = [Unit(0, tiers[0])]
-    boundaries: list[Policy] = []
-    for index, policy in enumerate(policies):
-        upper = tiers[index + 1]
-        if policy.level == "answer":
-            units.append(Unit(index + 1, upper))
-            boundaries.append(policy)
-            continue
-        lower = units.pop()
-        if lower.draft is not None:
-            raise ConfigurationError(
-                f"tier {lower.tier.label!r} is a pair already; two token-level boundaries "
-                "cannot follow each other"
-            )
-        pair: Tier = policy.join(lower.tier, upper)  # type: ignore[attr-defined]
-        units.append(Unit(index + 1, pair, draft=lower.tier.label))
-    return tuple(units), tuple(boundaries)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from cascadellm.effects import Effect, Plan, Relay
+from cascadellm.watching import is_watched
 
 __all__ = ["Done", "aadvance", "adrive", "advance", "drive"]
 
@@ -18,6 +19,15 @@ class Done(Generic[T]):
     """The plan has ended with this value."""
 
     value: T
+
+
+def _streams(effect: Relay, perform: Any) -> bool:
+    """Return whether the streaming driver gets this relay.
+
+    A watched draft may turn out hopeless; a performer that cannot hold it back is not asked
+    to show it.
+    """
+    return not is_watched(effect.source) or bool(getattr(perform, "watches", False))
 
 
 def advance(
@@ -42,7 +52,7 @@ def advance(
         except StopIteration as stop:
             return Done(stop.value)
         error = None
-        if isinstance(effect, Relay):
+        if isinstance(effect, Relay) and _streams(effect, perform):
             return effect
         try:
             result = perform(effect)
@@ -83,7 +93,7 @@ async def aadvance(
         except StopIteration as stop:
             return Done(stop.value)
         error = None
-        if isinstance(effect, Relay):
+        if isinstance(effect, Relay) and _streams(effect, perform):
             return effect
         try:
             result = await perform(effect)

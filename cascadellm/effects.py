@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, Protocol, TypeAlias, TypeVar
 
 from cascadellm.answer import Answer, Request
 from cascadellm.tier import Tier
@@ -21,18 +21,22 @@ __all__ = [
     "Effect",
     "Emit",
     "Enter",
+    "Handle",
     "Interrupted",
     "Judge",
     "Plan",
-    "Race",
     "Relay",
+    "Shown",
     "Sleep",
+    "Start",
     "Verdict",
+    "Wait",
     "Watch",
 ]
 
-Verdict = Literal["go_on", "stop", "commit"]
-"""What a growing draft's watcher says: go on, stop it, or show it from now on."""
+Verdict = Literal["go_on", "enough", "stop", "commit"]
+"""What a growing draft's watcher says: go on, go on without asking me again, stop it, or
+show it from now on."""
 
 Watch: TypeAlias = Callable[[Answer], Verdict]
 
@@ -86,16 +90,66 @@ class Judge:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Race:
-    """Run `first`; start `second` after `after_s` seconds and cancel the loser.
+class Handle(Protocol):
+    """A plan that runs beside the caller's; see `Start`.
 
-    Result: `(index of the winner, Answer, seconds)`; see the hedging policy.
+    Attributes:
+        partial: What its tier had said when it was last heard of, or None.
     """
 
-    first: Call
-    second: Call
-    after_s: float
+    partial: Answer | None
+
+    @property
+    def started(self) -> bool:
+        """Whether it has begun."""
+
+    @property
+    def seconds(self) -> float:
+        """How long it has run so far, or ran."""
+
+    @property
+    def done(self) -> bool:
+        """Whether it has ended."""
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it was called off."""
+
+    def hurry(self) -> None:
+        """Begin now, not only after the wait."""
+
+    def cancel(self) -> None:
+        """Call it off: a stream is closed, a call that cannot be stopped is dropped."""
+
+    def result(self) -> Any:
+        """Return what the plan returned, or raise what it raised."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Start:
+    """Run another plan beside this one. Result: its `Handle`, at once.
+
+    Attributes:
+        plan: Makes the plan; its tier's watcher may ask the handle whether it was called off.
+        after_s: Seconds to wait first; infinity = until `Handle.hurry()`.
+    """
+
+    plan: Callable[[Handle], Plan[Any]]
+    after_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Wait:
+    """Wait until one of several has ended. Result: the first of them that has."""
+
+    handles: tuple[Handle, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Shown:
+    """Result of a `Relay` whose draft was committed to and shown while it grew."""
+
+    answer: Answer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -103,7 +157,8 @@ class Relay:
     """Show an answer: an accepted draft, or the live stream of a call.
 
     Result: the whole `Answer`. A driver that does not stream performs the call or hands
-    the answer back.
+    the answer back. A call with a watcher is held back until the watcher commits to it; its
+    result is `Shown` if it was shown. Only performers with `watches = True` are handed one.
     """
 
     source: Answer | Call
@@ -152,7 +207,7 @@ class Await:
 
 
 Effect: TypeAlias = (
-    Call | CallMany | Judge | Race | Relay | Emit | Enter | Sleep | Compute | Await
+    Call | CallMany | Judge | Start | Wait | Relay | Emit | Enter | Sleep | Compute | Await
 )
 
 T = TypeVar("T")

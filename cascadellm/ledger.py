@@ -86,6 +86,11 @@ class Ledger:
         """Text per attempt."""
         return tuple(None if answer is None else answer.text for answer in self.answers)
 
+    @property
+    def attempt_s(self) -> float:
+        """Time since the current attempt began."""
+        return self.clock() - self._begun
+
     def begin(self) -> None:
         """Start the clock of the next attempt."""
         self._begun = self.clock()
@@ -208,7 +213,7 @@ class Ledger:
     def close(self, unit: Unit | None, answer: Answer | None) -> Trace:
         """Return the trace of the finished call."""
         spans: tuple[tuple[int, int, str], ...] = ()
-        escalated = any(a.action in ("escalate", "skip", "error") for a in self.attempts)
+        escalated = any(a.action in ("escalate", "skip", "error", "stopped") for a in self.attempts)
         if unit is not None and answer is not None:
             spans = answer.spans or ((0, len(answer.text), unit.tier.label),)
             if unit.draft is not None:

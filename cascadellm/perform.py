@@ -9,11 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextvars
 import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from typing import Any
 
-from cascadellm.answer import Answer, Request
+from cascadellm.answer import Answer, Piece, Request
+from cascadellm.background import TaskHandle, ThreadHandle, await_first, wait_first
 from cascadellm.drivers import Done, aadvance, adrive, advance, drive
 from cascadellm.effects import (
     Await,
@@ -24,12 +26,16 @@ from cascadellm.effects import (
     Emit,
     Enter,
     Judge,
-    Race,
     Relay,
+    Shown,
     Sleep,
+    Start,
+    Wait,
 )
 from cascadellm.errors import ConfigurationError
 from cascadellm.events import Handler, dispatch
+from cascadellm.resilience import timeout_message, with_timeout
+from cascadellm.watching import Gate, Growing
 
 __all__ = [
     "AsyncLocalPerformer",
@@ -87,8 +93,10 @@ class Performer:
                 return self.enter(effect)
             case Compute():
                 return effect.function()
-            case Race():
-                return self.race(effect)
+            case Start():
+                return self.start(effect)
+            case Wait():
+                return wait_first(effect)
             case Await():
                 _close(effect.awaitable)
                 raise ConfigurationError(
@@ -123,32 +131,9 @@ class Performer:
             ]
             return [future.result() for future in futures]
 
-    def race(self, effect: Race) -> tuple[int, Answer, float]:
-        """Run two calls, the second one later; the first success wins.
-
-        A sync call cannot be cancelled: the loser runs to its end and is dropped.
-        """
-        begun = time.perf_counter()
-        pool = ThreadPoolExecutor(max_workers=2)
-        try:
-            running: dict[Future[Any], int] = {}
-            for index, call in enumerate((effect.first, effect.second)):
-                run = contextvars.copy_context().run
-                running[pool.submit(run, self.call, call)] = index
-                done, _ = wait(
-                    running, effect.after_s if index == 0 else None, return_when=FIRST_COMPLETED
-                )
-                for future in done:
-                    won = running.pop(future)
-                    if future.exception() is None:
-                        return won, future.result(), time.perf_counter() - begun
-                    failure = future.exception()
-            if running:
-                future, won = next(iter(running.items()))
-                return won, future.result(), time.perf_counter() - begun
-            raise failure  # type: ignore[misc]
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+    def start(self, effect: Start) -> ThreadHandle:
+        """Run a plan in a thread beside this one."""
+        return ThreadHandle(effect, lambda plan: drive(plan, self))
 
 
 class AsyncPerformer:
@@ -192,8 +177,10 @@ class AsyncPerformer:
                 return await self.enter(effect)
             case Compute():
                 return await asyncio.to_thread(effect.function)
-            case Race():
-                return await self.race(effect)
+            case Start():
+                return self.start(effect)
+            case Wait():
+                return await await_first(effect)
             case Await():
                 return await effect.awaitable
         raise TypeError(f"unknown effect {effect!r}")
@@ -221,48 +208,34 @@ class AsyncPerformer:
         except Exception as error:
             return error
 
-    async def race(self, effect: Race) -> tuple[int, Answer, float]:
-        """Run two calls, the second one later; the first success wins, the other is cancelled."""
-        begun = time.perf_counter()
-        running: dict[asyncio.Task[Answer], int] = {}
-        failure: BaseException | None = None
-        try:
-            for index, call in enumerate((effect.first, effect.second)):
-                running[asyncio.create_task(self.call(call))] = index
-                while running:
-                    done, _ = await asyncio.wait(
-                        running,
-                        timeout=effect.after_s if index == 0 else None,
-                        return_when=asyncio.FIRST_COMPLETED,
-                    )
-                    for task in done:
-                        won = running.pop(task)
-                        failure = task.exception()
-                        if failure is None:
-                            return won, task.result(), time.perf_counter() - begun
-                    if index == 0:
-                        break
-            assert failure is not None
-            raise failure
-        finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+    def start(self, effect: Start) -> TaskHandle:
+        """Run a plan in a task beside this one."""
+        return TaskHandle(effect, lambda plan: adrive(plan, self))
 
 
 class LocalPerformer(Performer):
     """Calls tiers that the engine can call itself (`LocalLike`), without a framework."""
 
+    watches = True
+
     def call(self, effect: Call) -> Answer:
         """Ask a local tier."""
-        from cascadellm.resilience import with_timeout
-
         model, arguments = effect.tier.model, _call_arguments(effect)
 
         def ask() -> Answer:
-            return model.generate(effect.request.native, **arguments)  # type: ignore[no-any-return]
+            if effect.watch is None:
+                return model.generate(effect.request.native, **arguments)  # type: ignore[no-any-return]
+            gate = Gate(effect.watch, Growing())
+            for _ in gate.through(model.stream(effect.request.native, **arguments)):
+                pass
+            return _unshown(gate.result())
 
         return with_timeout(ask, effect.tier.timeout_s, effect.tier.label)
+
+    def live(self, effect: Call, gate: Gate[Piece]) -> Iterator[Piece]:
+        """Stream a tier through a gate; afterwards the gate has the result."""
+        model, arguments = effect.tier.model, _call_arguments(effect)
+        return gate.through(model.stream(effect.request.native, **arguments))
 
     def judge(self, effect: Judge) -> Answer:
         """Ask a local judge."""
@@ -272,23 +245,38 @@ class LocalPerformer(Performer):
 class AsyncLocalPerformer(AsyncPerformer):
     """Async twin of `LocalPerformer`."""
 
+    watches = True
+
     async def call(self, effect: Call) -> Answer:
         """Ask a local tier."""
-        from cascadellm.resilience import timeout_message
-
         tier, arguments = effect.tier, _call_arguments(effect)
-        asked = tier.model.agenerate(effect.request.native, **arguments)
         try:
             async with asyncio.timeout(tier.timeout_s) as limit:
-                return await asked  # type: ignore[no-any-return]
+                if effect.watch is None:
+                    asked = tier.model.agenerate(effect.request.native, **arguments)
+                    return await asked  # type: ignore[no-any-return]
+                gate = Gate(effect.watch, Growing())
+                async with aclosing(self.live(effect, gate)) as pieces:
+                    async for _ in pieces:
+                        pass
+                return _unshown(gate.result())
         except TimeoutError:
             if tier.timeout_s is None or not limit.expired():
                 raise
             raise TimeoutError(timeout_message(tier.label, tier.timeout_s)) from None
 
+    def live(self, effect: Call, gate: Gate[Piece]) -> AsyncGenerator[Piece]:
+        """Stream a tier through a gate; afterwards the gate has the result."""
+        model, arguments = effect.tier.model, _call_arguments(effect)
+        return gate.athrough(model.astream(effect.request.native, **arguments))
+
     async def judge(self, effect: Judge) -> Answer:
         """Ask a local judge."""
         return await self.call(_judge_call(effect))
+
+
+def _unshown(result: Answer | Shown) -> Answer:
+    return result.answer if isinstance(result, Shown) else result
 
 
 def _call_arguments(effect: Call) -> dict[str, Any]:

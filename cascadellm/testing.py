@@ -28,7 +28,7 @@ class FakeModel:
             exception to raise.
         name: Its `model_name`.
         logprob: Log-probability of each token in nats; None = the model gives no logprobs.
-        delay_s: Seconds per call (awaited in async calls).
+        delay_s: Seconds per call, and per word in streams (awaited in async calls).
         tools: Whether it accepts tools.
 
     Attributes:
@@ -53,20 +53,20 @@ class FakeModel:
 
     def generate(self, messages: Any, **kwargs: Any) -> Answer:
         """Answer by the rule."""
+        turn = self._note(messages, kwargs)
         if self.delay_s:
             time.sleep(self.delay_s)
-        return self._answer(messages, kwargs)
+        return self._answer(messages, turn)
 
     def stream(self, messages: Any, **kwargs: Any) -> Iterator[Piece]:
-        """Yield the answer word by word."""
-        answer = self._answer(messages, kwargs)
+        """Yield the answer word by word, `delay_s` apart, with the words' scores."""
+        answer = self._answer(messages, self._note(messages, kwargs))
         finished = False
         try:
-            for word in _words(answer.text):
-                if self.delay_s:
+            for piece in _pieces(answer):
+                if self.delay_s and piece.answer is None:
                     time.sleep(self.delay_s)
-                yield Piece(text=word)
-            yield Piece(answer=answer)
+                yield piece
             finished = True
         finally:
             self.closed += not finished
@@ -77,19 +77,20 @@ class FakeModel:
 
     async def agenerate(self, messages: Any, **kwargs: Any) -> Answer:
         """Answer by the rule."""
+        turn = self._note(messages, kwargs)
         if self.delay_s:
             await asyncio.sleep(self.delay_s)
-        return self._answer(messages, kwargs)
+        return self._answer(messages, turn)
 
     async def astream(self, messages: Any, **kwargs: Any) -> AsyncIterator[Piece]:
-        """Yield the answer word by word."""
-        answer = self._answer(messages, kwargs)
+        """Yield the answer word by word, `delay_s` apart, with the words' scores."""
+        answer = self._answer(messages, self._note(messages, kwargs))
         finished = False
         try:
-            for word in _words(answer.text):
-                await asyncio.sleep(self.delay_s)
-                yield Piece(text=word)
-            yield Piece(answer=answer)
+            for piece in _pieces(answer):
+                if piece.answer is None:
+                    await asyncio.sleep(self.delay_s)
+                yield piece
             finished = True
         finally:
             self.closed += not finished
@@ -97,10 +98,13 @@ class FakeModel:
     def close(self) -> None:
         """Do nothing; real local models free their device here."""
 
-    def _answer(self, messages: Any, kwargs: dict[str, Any]) -> Answer:
+    def _note(self, messages: Any, kwargs: dict[str, Any]) -> int:
+        """Record a call when it is made, so that one that is cancelled stands too."""
         with self._lock:
-            turn = len(self.calls)
             self.calls.append((messages, dict(kwargs)))
+            return len(self.calls) - 1
+
+    def _answer(self, messages: Any, turn: int) -> Answer:
         reply: Any = self.reply
         if isinstance(reply, Sequence) and not isinstance(reply, str):
             reply = reply[min(turn, len(reply) - 1)]
@@ -125,6 +129,19 @@ class FakeModel:
         count = len(tokens) if tokens is not None else len(_words(answer.text))
         usage = answer.usage or Usage(len(str(messages).split()), max(1, count))
         return replace(answer, tokens=tokens, usage=usage)
+
+
+def _pieces(answer: Answer) -> Iterator[Piece]:
+    """Cut an answer into pieces: by its tokens where they spell its text, else by words."""
+    tokens = tuple(token for token in answer.tokens or () if token.part == "answer")
+    prompt = answer.usage.input_tokens if answer.usage is not None else None
+    if tokens and "".join(token.token for token in tokens) == answer.text:
+        for token in tokens:
+            yield Piece(text=token.token, tokens=(token,), input_tokens=prompt)
+    else:
+        for word in _words(answer.text):
+            yield Piece(text=word)
+    yield Piece(answer=answer)
 
 
 def _words(text: str) -> list[str]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal, TypeAlias, cast
 
 from cascadellm.answer import Answer, Attempt, Decision, Request
-from cascadellm.effects import Await, Plan, Watch
+from cascadellm.effects import Await, Plan, Verdict, Watch
 from cascadellm.errors import ConfigurationError
 from cascadellm.tier import Tier
 
@@ -26,6 +26,7 @@ __all__ = [
     "AllOf",
     "AnyOf",
     "Custom",
+    "Hedging",
     "Moment",
     "Not",
     "Policy",
@@ -71,6 +72,30 @@ class Moment:
         return self.answer
 
 
+@dataclass(frozen=True, slots=True)
+class Hedging:
+    """When the next tier starts while this one is still being asked or judged.
+
+    Attributes:
+        after_s: Seconds after the start of this tier; infinity = only by the score.
+        score: Start it as soon as this score of the growing or finished draft is low, or None.
+        below: Low means less than this.
+        tokens: Tokens of a growing draft before its score counts.
+    """
+
+    after_s: float
+    score: Callable[[Answer], float | None] | None = None
+    below: float = 0.0
+    tokens: int = 1
+
+    def wanted(self, answer: Answer) -> bool:
+        """Return whether this draft's score is low."""
+        if self.score is None or len(answer.over("answer").tokens or ()) < self.tokens:
+            return False
+        value = self.score(answer.over("answer"))
+        return value is not None and value < self.below
+
+
 Result: TypeAlias = Decision | Plan[Any] | Awaitable[Any] | None
 
 
@@ -100,6 +125,10 @@ class Policy:
 
     def watch(self, moment: Moment) -> Watch | None:
         """Return a watcher of the growing draft, or None."""
+        return None
+
+    def hedge(self, moment: Moment) -> Hedging | None:
+        """Say when the next tier starts beside this one, None = when it is asked."""
         return None
 
     def after(self, moment: Moment) -> Result:
@@ -219,19 +248,29 @@ def _merged_reads(parts: tuple[Policy, ...]) -> frozenset[str]:
     return frozenset().union(*(part.reads for part in parts))
 
 
-def _watch_all(parts: tuple[Policy, ...], moment: Moment) -> Watch | None:
-    watchers = [w for part in parts if (w := part.watch(moment)) is not None]
-    if not watchers:
+def _watch_all(parts: tuple[Policy, ...], moment: Moment, alone: Verdict) -> Watch | None:
+    """Watch for all parts: `alone` is the verdict that one part may give for all."""
+    watchers = [part.watch(moment) for part in parts]
+    if not any(watchers):
         return None
+    verdicts: list[Verdict] = ["enough" if watcher is None else "go_on" for watcher in watchers]
 
-    def watch(answer: Answer) -> Any:
-        for watcher in watchers:
-            verdict = watcher(answer)
-            if verdict != "go_on":
-                return verdict
-        return "go_on"
+    def watch(answer: Answer) -> Verdict:
+        for place, watcher in enumerate(watchers):
+            if watcher is not None and verdicts[place] == "go_on":
+                verdicts[place] = watcher(answer)
+        if alone in verdicts:
+            return alone
+        if "go_on" in verdicts:
+            return "go_on"
+        # the other verdict needs every part: one of them might still decide otherwise
+        return verdicts[0] if len(set(verdicts)) == 1 else "enough"
 
     return watch
+
+
+def _first_hedge(parts: tuple[Policy, ...], moment: Moment) -> Hedging | None:
+    return next((found for part in parts if (found := part.hedge(moment)) is not None), None)
 
 
 def _check_parts(name: str, parts: Any) -> tuple[Policy, ...]:
@@ -268,7 +307,10 @@ class AnyOf(Policy):
         return None
 
     def watch(self, moment: Moment) -> Watch | None:
-        return _watch_all(self.parts, moment)
+        return _watch_all(self.parts, moment, "stop")
+
+    def hedge(self, moment: Moment) -> Hedging | None:
+        return _first_hedge(self.parts, moment)
 
     def after(self, moment: Moment) -> Plan[Decision]:
         decision = None
@@ -302,6 +344,12 @@ class AllOf(Policy):
             if route is None or not route.defer:
                 return None
         return route
+
+    def watch(self, moment: Moment) -> Watch | None:
+        return _watch_all(self.parts, moment, "commit")
+
+    def hedge(self, moment: Moment) -> Hedging | None:
+        return _first_hedge(self.parts, moment)
 
     def after(self, moment: Moment) -> Plan[Decision]:
         decision = None

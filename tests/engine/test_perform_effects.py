@@ -20,9 +20,10 @@ from cascadellm.effects import (
     Compute,
     Emit,
     Judge,
-    Race,
     Relay,
     Sleep,
+    Start,
+    Wait,
 )
 from cascadellm.ledger import Ledger
 from cascadellm.perform import (
@@ -178,43 +179,77 @@ def test_performer_when_call_and_judge_are_left_out(base: Any) -> None:
             _ask(base, effect)
 
 
-# --- races ------------------------------------------------------------------------------------
+# --- plans beside the plan --------------------------------------------------------------------
+
+
+def asking(effect: Call) -> Any:
+    """Return a plan that asks once."""
+
+    def plan(handle: Any) -> Any:
+        return (yield effect)
+
+    return plan
+
+
+def beside(*starts: Start) -> Any:
+    """Start plans, wait for the first of them, and return all handles and that one."""
+    handles = []
+    for start in starts:
+        handles.append((yield start))
+    first = yield Wait(tuple(handles))
+    return handles, first
+
+
+def run_beside(how: str, *starts: Start) -> Any:
+    """Run `beside` and return (place of the first to end, its result or error)."""
+
+    def outcome(found: Any) -> tuple[int, Any]:
+        handles, first = found
+        try:
+            value = first.result().text
+        except Exception as error:
+            value = error
+        place = handles.index(first)
+        for handle in handles:
+            handle.cancel()
+        return place, value
+
+    if how == "sync":
+        return outcome(drive(beside(*starts), LocalPerformer()))
+
+    async def go() -> Any:
+        return outcome(await adrive(beside(*starts), AsyncLocalPerformer()))
+
+    return asyncio.run(go())
 
 
 @both
 @pytest.mark.parametrize(
-    ("first", "second", "winner"),
+    ("first", "second", "after_s", "place", "value"),
     [
-        (("a", 0.0), ("b", 0.0), 0),
-        (("a", 0.5), ("b", 0.0), 1),
-        (("a", 0.15), ("b", 0.5), 0),
-        ((ValueError("a"), 0.0), ("b", 0.0), 1),
-        ((ValueError("a"), 0.15), ("b", 0.0), 1),
-        (("a", 0.15), (ValueError("b"), 0.0), 0),
+        (("a", 0.0), ("b", 0.3), 0.0, 0, "a"),
+        (("a", 0.4), ("b", 0.0), 0.0, 1, "b"),
+        (("a", 0.4), ("b", 0.0), 0.05, 1, "b"),
+        (("a", 0.05), ("b", 0.0), 5.0, 0, "a"),
     ],
 )
-def test_race_when_one_wins(how: str, first: Any, second: Any, winner: int) -> None:
-    """The first success wins, whoever it is; a failure leaves the race to the other."""
-    calls = [call(reply, delay_s=delay) for reply, delay in (first, second)]
-    won, answer, _ = perform(Race(calls[0], calls[1], 0.05), how)
+def test_start_when_plans_run_beside(
+    how: str, first: Any, second: Any, after_s: float, place: int, value: str
+) -> None:
+    """The first to end is told, whoever it is; one that waits starts after its time."""
+    one, two = (call(reply, delay_s=delay) for reply, delay in (first, second))
+    found = run_beside(how, Start(asking(one)), Start(asking(two), after_s))
 
-    assert (winner, "ab"[winner]) == (won, answer.text)
-
-
-@both
-def test_race_when_both_fail(how: str) -> None:
-    """When both fail the last failure is raised."""
-    with pytest.raises(KeyError, match="b"):
-        perform(Race(call(ValueError("a")), call(KeyError("b")), 0.0), how)
+    assert (place, value) == found
+    assert (0 if after_s > 1 else 1) == len(two.tier.model.calls)
 
 
 @both
-def test_race_when_the_first_is_fast(how: str) -> None:
-    """The second is not started when the first answers in time."""
-    second = call("b")
-    perform(Race(call("a"), second, 5.0), how)
+def test_start_when_a_plan_fails(how: str) -> None:
+    """A plan's error is raised by its handle, not by whoever waits."""
+    place, error = run_beside(how, Start(asking(call(ValueError("no")))))
 
-    assert [] == second.tier.model.calls
+    assert (0, "no") == (place, str(error))
 
 
 # --- drivers ----------------------------------------------------------------------------------
