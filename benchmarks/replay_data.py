@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import re
 import tarfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -91,12 +92,9 @@ def _same(first: str, second: str) -> bool:
     return a is not None and a == b
 
 
-def _plain_number(text: str) -> float | str | None:
-    cleaned = text.replace(",", "").replace("$", "").replace("%", "").strip().rstrip(".")
-    try:
-        return float(cleaned)
-    except ValueError:
-        return cleaned or None
+def _plain_number(text: str) -> float | None:
+    found = re.search(r"-?\d[\d,]*\.?\d*", text.replace("$", ""))
+    return None if found is None else float(found[0].replace(",", "").rstrip("."))
 
 
 def sequence_scores(logprobs: list[float]) -> dict[str, float]:

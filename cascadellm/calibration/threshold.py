@@ -76,6 +76,9 @@ def calibrate_threshold(
     check_levels(target_risk, confidence)
     check_unused(data)
     column = loss_column(data, loss, boundary)
+    needed = bounds.least_records(target_risk, confidence)
+    if len(column) < needed:
+        raise too_few(len(column), needed, target_risk, confidence)
     labelled = np.zeros(len(data), dtype=bool)
     labelled[column.rows] = True
     chosen = choose_grid(
@@ -89,7 +92,7 @@ def calibrate_threshold(
     )
     column = restrict(column, chosen.rows)
     tested = test_loss(column, chosen.values, target_risk, 1 - confidence, method, seed)
-    if len(column) < (needed := bounds.least_records(target_risk, confidence)):
+    if len(column) < needed:
         raise too_few(len(column), needed, target_risk, confidence)
     if tested.index is None or tested.walk.accepted[tested.index] == 0:
         raise nothing_certified(column, tested.walk, target_risk, confidence)
