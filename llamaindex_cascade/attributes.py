@@ -12,10 +12,12 @@ from typing import Any
 
 from cascadellm.answer import Attempt, Trace
 
-__all__ = ["OtelSpan", "attempt_attributes", "trace_attributes"]
+__all__ = ["OtelSpan", "attempt_attributes", "record_values", "trace_attributes"]
 
 _LANGSMITH = "langsmith.metadata."
 _TAGS = "langsmith.span.tags"
+_LONGEST = 250
+_OF_ATTEMPT = ("tier", "name", "action", "score", "threshold", "policy")
 
 
 class OtelSpan:
@@ -60,35 +62,35 @@ def _named(values: Mapping[str, Any], tags: list[str]) -> dict[str, Any]:
     return attributes
 
 
+def record_values(trace: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a filter asks of a call's record, without the values that are unknown."""
+    attempts = trace["attempts"]
+    scored = next((a for a in reversed(attempts) if a["policy"] is not None), {})
+    values = {
+        "answered_by": trace["answered_by"],
+        "tier": trace["tier"],
+        "escalated": trace["escalated"],
+        "n_calls": sum(attempt["action"] != "skip" for attempt in attempts),
+        "score": scored.get("score"),
+        "threshold": scored.get("threshold"),
+        "policy": scored.get("policy"),
+        "reason": (scored.get("reason") or "")[:_LONGEST] or None,
+        "cost_usd": trace["cost_usd"],
+    }
+    return {name: value for name, value in values.items() if value is not None}
+
+
 def trace_attributes(trace: Trace) -> dict[str, Any]:
     """Return the attributes of the cascade's own span."""
-    decided = trace.decided
     tags = [] if trace.answered_by is None else [f"cascade:answered_by:{trace.answered_by}"]
     if trace.escalated:
         tags.append("cascade:escalated")
-    values = {
-        "answered_by": trace.answered_by,
-        "tier": trace.tier,
-        "escalated": trace.escalated,
-        "n_calls": sum(attempt.action != "skip" for attempt in trace.attempts),
-        "score": None if decided is None else decided.score,
-        "threshold": None if decided is None else decided.threshold,
-        "policy": None if decided is None else decided.policy,
-        "reason": None if decided is None else decided.reason,
-        "cost_usd": trace.cost_usd,
-    }
-    return _named(values, tags)
+    return _named(record_values(trace.to_dict()), tags)
 
 
 def attempt_attributes(attempt: Attempt) -> dict[str, Any]:
     """Return the attributes of an attempt's span."""
-    values = {
-        "tier": attempt.tier,
-        "name": attempt.name,
-        "action": attempt.action,
-        "score": attempt.score,
-        "threshold": attempt.threshold,
-        "policy": attempt.policy,
-        "reason": attempt.reason or None,
-    }
+    data = attempt.to_dict()
+    values = {name: data[name] for name in _OF_ATTEMPT}
+    values["reason"] = (attempt.reason or "")[:_LONGEST] or None
     return _named(values, [f"cascade:tier:{attempt.tier}"])

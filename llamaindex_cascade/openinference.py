@@ -1,0 +1,85 @@
+"""OpenInference learns the cascade's events; without this it logs a warning for each.
+
+Decisions are readable from spans alone. Registered, they also become span events, and the
+record joins the span's `metadata`, where Phoenix filters. The registry is private to
+OpenInference, so whatever is not as expected leaves everything as it was.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import Any
+
+from cascadellm.errors import MissingDependencyError
+from llamaindex_cascade import events
+from llamaindex_cascade.attributes import record_values
+
+__all__ = ["instrument_openinference"]
+
+_log = logging.getLogger("llamaindex_cascade")
+
+_NAMES = {
+    events.CascadeTierStartedEvent: "cascade_tier_started",
+    events.CascadeTierAnsweredEvent: "cascade_tier_answered",
+    events.CascadeTierSkippedEvent: "cascade_tier_skipped",
+    events.CascadeTierFailedEvent: "cascade_tier_failed",
+    events.CascadeDecisionEvent: "cascade_decision",
+    events.CascadeEndEvent: "cascade_end",
+    events.CascadeFailedEvent: "cascade_failed",
+}
+_SHOWN = ("tier", "name", "defer", "policy", "score_name", "score", "threshold", "code", "reason")
+
+
+def instrument_openinference() -> bool:
+    """Teach OpenInference's LlamaIndex instrumentor the cascade's events.
+
+    Safe to call again. Call it besides `LlamaIndexInstrumentor().instrument(...)`, before or
+    after; `to_phoenix`, `to_otlp` and `to_langsmith` call it themselves.
+
+    Returns: Whether it was possible with the installed version.
+
+    Raises:
+        MissingDependencyError: OpenInference is not installed.
+    """
+    try:
+        from openinference.instrumentation.llama_index import _handler
+    except ImportError as error:
+        package = "openinference-instrumentation-llama-index"
+        raise MissingDependencyError.for_extra(package, "trace") from error
+    try:
+        register = _handler._Span.__dict__["_process_event"].register  # noqa: SLF001
+        for kind in _NAMES:
+            register(kind, _process)
+    except Exception:
+        _log.warning(
+            "this version of OpenInference does not take the cascade's events; decisions are "
+            "in the spans, and it will log a warning for each event",
+            exc_info=True,
+        )
+        return False
+    return True
+
+
+def _process(span: Any, event: Any) -> None:
+    try:
+        attributes = {name: getattr(event, name, None) for name in _SHOWN}
+        shown = {f"cascade.{k}": v for k, v in attributes.items() if v is not None}
+        span._otel_span.add_event(_NAMES[type(event)], attributes=shown)  # noqa: SLF001
+        if isinstance(event, (events.CascadeEndEvent, events.CascadeFailedEvent)):
+            span["metadata"] = json.dumps({**_metadata(span), **_record(event.trace)})
+    except Exception:
+        # a tracer's private parts moved: the answer matters more than its span
+        _log.debug("a cascade event could not be shown", exc_info=True)
+
+
+def _record(trace: dict[str, Any]) -> dict[str, Any]:
+    flat = {f"cascade_{name}": value for name, value in record_values(trace).items()}
+    return {**flat, "cascade": trace}
+
+
+def _metadata(span: Any) -> dict[str, Any]:
+    """Return metadata that the user's own context put on the span."""
+    given = (span._otel_span.attributes or {}).get("metadata")  # noqa: SLF001
+    kept = json.loads(given) if isinstance(given, str) else {}
+    return kept if isinstance(kept, dict) else {}
