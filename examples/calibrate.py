@@ -1,19 +1,18 @@
 """From questions to a certified threshold to the plot, on the two demo models.
 
-    python examples/calibrate.py [--n 400] [--out cascade-calibration]
+    python examples/calibrate.py [--quick]
 
 Half of the questions choose the threshold, the other half show what it does.
 """
 
 from __future__ import annotations
 
-import argparse
+import sys
 from pathlib import Path
 
 from cascadellm import Cascade, Price, Threshold, Tier, mean_logprob
 from cascadellm.answer import Answer
-from cascadellm.calibration import CalibrationError, Question, calibrate_threshold
-from cascadellm.calibration.collect import collect_records
+from cascadellm.calibration import CalibrationError, Question, calibrate_threshold, collect_records
 from cascadellm.calibration.collected import to_records
 from cascadellm.demo import load, questions
 from cascadellm.evaluation import evaluate, save_plot
@@ -22,52 +21,42 @@ from cascadellm.report.evaluation import render_evaluation
 
 def main() -> None:
     """Collect, calibrate, evaluate, draw."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--n", type=int, default=400)
-    parser.add_argument("--out", type=Path, default=Path("cascade-calibration"))
-    options = parser.parse_args()
-    options.out.mkdir(parents=True, exist_ok=True)
-
-    # example prices: USD per million tokens, in proportion to the models' sizes
+    n = 16 if "--quick" in sys.argv else 400
+    out = Path("cascade-calibration")
+    out.mkdir(exist_ok=True)
+    # example prices: USD per million tokens
     tiers = [
         Tier(load("small"), price=Price(input=0.1, output=0.1)),
         Tier(load("large"), price=Price(input=1.0, output=1.0)),
     ]
     cascade = Cascade(tiers, Threshold(mean_logprob, -0.1))
-    drawn = [item for item in questions(2 * options.n, seed=5) if not item.tools]
-    items = {item.question: item for item in drawn[: options.n]}
+    drawn = [item for item in questions(2 * n, seed=5) if not item.tools][:n]
+    items = {item.question: item for item in drawn}
 
     def grade(question: str, _reference: str | None, answer: Answer) -> bool:
         return items[question].grade(answer.text)
 
     asked = [Question(text, item.answer) for text, item in items.items()]
-    found = collect_records(
-        cascade,
-        asked,
-        options.out / "answers.jsonl",
-        grade=grade,
-        concurrency=1,
-        progress=lambda p: print(f"\r{p.done} of {p.total} questions", end="", flush=True),
-    )
-    print(f"\n{found.asked} calls, {found.cost_usd:.2g} USD at the example prices")
+    found = collect_records(cascade, asked, out / "answers.jsonl", grade=grade, concurrency=1)
+    print(f"{len(found.records)} questions, {found.asked} calls, {found.cost_usd:.2g} USD")
 
     records = to_records(found.records, mean_logprob)
     tuning, held_out = records.split(0.5, seed=0)
+    thresholds = {}
     try:
         made = calibrate_threshold(tuning, target_risk=0.05, confidence=0.9)
     except CalibrationError as error:
-        print(f"No threshold can be promised: {error}")
-        thresholds = {}
+        print(f"No threshold is promised: {error}")
     else:
-        made.save(options.out / "calibration.json", overwrite=True)
-        print(f"accept iff mean_logprob >= {made.threshold:.4f}\n{made.promise}")
-        thresholds = {"certified": made}
+        made.save(out / "calibration.json", overwrite=True)
+        print(f"Accept iff mean_logprob >= {made.threshold:.4f}. {made.promise}")
+        thresholds["certified"] = made
 
     report = evaluate(held_out, thresholds=thresholds)
     print(report.sentence)
-    page = options.out / "evaluation.html"
-    page.write_text(render_evaluation(report, source="demo questions"), "utf-8")
-    print(f"-> {page}, {save_plot(report, options.out / 'curves.png')}")
+    (out / "evaluation.html").write_text(render_evaluation(report), "utf-8")
+    save_plot(report, out / "curves.png")
+    print(f"-> {out}/evaluation.html, {out}/curves.png")
 
 
 if __name__ == "__main__":
