@@ -129,6 +129,11 @@ class Decoder:
         self._start = len(prompt)
         self.tokens = list(prompt)
 
+    @property
+    def lanes(self) -> tuple[Lane, Lane]:
+        """The lanes of draft and target."""
+        return self._draft_lane, self._target_lane
+
     @torch.inference_mode()
     def round(self, gamma: int) -> Round:
         """Run one round and roll both caches back to what was emitted.

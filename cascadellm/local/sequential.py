@@ -47,6 +47,11 @@ class SequentialDecoder:
         self._start = len(prompt)
         self.tokens = list(prompt)
 
+    @property
+    def lanes(self) -> tuple[Lane, Lane]:
+        """The lanes of draft and target."""
+        return self._draft, self._target
+
     @torch.inference_mode()
     def round(self, gamma: int = 0) -> Round:
         """Write one token.
