@@ -63,6 +63,14 @@ def test_links_inside_the_repository_lead_somewhere():
     assert dead == []
 
 
+def test_the_documentation_leads_to_every_page():
+    """Every page of docs/ stands in the navigation, and the navigation names no other."""
+    config = (ROOT / "mkdocs.yml").read_text("utf-8")
+    named = set(re.findall(r"([\w/-]+\.md)\s*$", config.split("nav:")[1], flags=re.M))
+    there = {p.relative_to(ROOT / "docs").as_posix() for p in (ROOT / "docs").rglob("*.md")}
+    assert there == named
+
+
 def test_the_guarantees_name_tests_that_exist():
     """Each test that the README or docs/guarantees.md names is in the tree."""
     named = []
