@@ -23,6 +23,7 @@ from cascadellm.effects import Call, Judge, Plan
 from cascadellm.events import Handler
 from langchain_cascade.convert import buffer_text, openai_tools, response_schema, tool_required
 from langchain_cascade.engine import Engine
+from langchain_cascade.handler import listeners
 from langchain_cascade.tier import BoundTools, bind_tools, with_arguments
 from langchain_cascade.tracing import Outer, Tracing
 
@@ -90,7 +91,7 @@ class CascadeCall:
     ) -> None:
         self.engine = engine
         self.box = box
-        self.handlers: Sequence[Handler] = engine.handlers
+        self.handlers: Sequence[Handler] = (*engine.handlers, *listeners(box.outer))
         self.bound: BoundTools | None = kwargs.pop(BOUND, None)
         self.pin: str | None = kwargs.pop("model", None)
         self.options = {key: kwargs.pop(key, None) for key in _TOOL_OPTIONS}
@@ -102,10 +103,12 @@ class CascadeCall:
         outer = box.outer or Outer(None)
         self.outer = outer
         inherit = engine.tier_callbacks and outer.run_id is not None
-        self.manager = outer.child_manager(asynchronous) if inherit else None
+        self.manager: Any = None
+        if inherit:
+            self.manager = outer.child_manager(asynchronous, trace_logprobs=engine.trace_logprobs)
         self.tracing: Tracing | None = None
         if self.manager is not None and outer.watched:
-            self.tracing = Tracing(outer, self.manager, engine.decided_at(self.pin))
+            self.tracing = Tracing(engine, outer, self.manager, engine.decided_at(self.pin))
 
     def _request(
         self, messages: list[BaseMessage], stop: list[str] | None, kwargs: dict[str, Any]

@@ -18,7 +18,15 @@ from langchain_cascade.flow import CascadeFlow
 
 __all__ = ["CascadeLLM"]
 
-_ENGINE = ("on_tier_error", "on_exhausted", "deadline_s", "handlers", "tier_callbacks")
+_ENGINE = (
+    "on_tier_error",
+    "on_exhausted",
+    "deadline_s",
+    "handlers",
+    "tier_callbacks",
+    "trace_logprobs",
+    "trace_feedback",
+)
 
 
 class CascadeLLM(CascadeFlow):
@@ -37,6 +45,8 @@ class CascadeLLM(CascadeFlow):
         deadline_s: Seconds for the whole call; None = no limit.
         handlers: Event handlers (see `cascadellm.events`).
         tier_callbacks: Whether callbacks see the tiers' runs.
+        trace_logprobs: Whether LangSmith gets the tiers' logprobs, 0.5 kB per token.
+        trace_feedback: Whether LangSmith gets the score as feedback, one request per call.
         stop: Strings that end the answer, unless a call gives its own.
         temperature: Accepted and not passed on, as are `max_tokens`, `timeout`,
             `max_retries`, `api_key` and `streaming`; set these on the tiers.
@@ -54,6 +64,8 @@ class CascadeLLM(CascadeFlow):
     deadline_s: float | None = None
     handlers: Any = Field(default=(), repr=False, exclude=True)
     tier_callbacks: bool = True
+    trace_logprobs: bool = True
+    trace_feedback: bool = False
     stop: list[str] | None = Field(default=None, alias="stop_sequences")
     temperature: float | None = None
     max_tokens: int | None = None

@@ -39,6 +39,8 @@ class Engine:
         deadline_s: As in `cascadellm.Cascade`.
         handlers: Event handlers of the engine.
         tier_callbacks: Whether tiers run as children of the cascade's run.
+        trace_logprobs: Whether LangSmith gets the tiers' logprobs.
+        trace_feedback: Whether LangSmith gets scores as feedback.
     """
 
     def __init__(
@@ -51,6 +53,8 @@ class Engine:
         deadline_s: float | None = None,
         handlers: Sequence[Handler] = (),
         tier_callbacks: bool = True,
+        trace_logprobs: bool = True,
+        trace_feedback: bool = False,
     ) -> None:
         if isinstance(tiers, (str, bytes)) or not isinstance(tiers, Sequence):
             raise ConfigurationError(f"tiers must be a list of models, got {tiers!r}")
@@ -65,6 +69,8 @@ class Engine:
         )
         self.handlers = tuple(handlers)
         self.tier_callbacks = tier_callbacks
+        self.trace_logprobs = trace_logprobs
+        self.trace_feedback = trace_feedback
         self.sync_only: set[int] = set()
         labelled = [*self.cascade.tiers, *(unit.tier for unit in self.cascade.units)]
         self._tiers = {tier.label: tier for tier in labelled}
@@ -96,6 +102,10 @@ class Engine:
         if found is None:
             found = self._runnables.setdefault(id(model), (model, as_runnable(model)))
         return found[1]
+
+    def asked(self, index: int, name: str) -> Tier:
+        """Return the tier, or the pair, that was asked under a name."""
+        return self._tiers.get(name) or self.cascade.tiers[index]
 
     def decided_at(self, pin: str | None) -> Mapping[int, Policy]:
         """Return the policy per tier index where one decides in a call."""

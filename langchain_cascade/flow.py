@@ -28,6 +28,7 @@ from cascadellm.cascade import Outcome
 from cascadellm.perform import adrive, drive
 from langchain_cascade.calls import BOX, Box, CascadeCall, visible
 from langchain_cascade.engine import Engine
+from langchain_cascade.guard import for_outer
 from langchain_cascade.performing import AsyncLangChainPerformer, LangChainPerformer
 from langchain_cascade.streams import astream_plan, final_message, stream_plan
 from langchain_cascade.tracing import Outer
@@ -151,6 +152,18 @@ class CascadeFlow(BaseChatModel):
         async for chunk in super().astream(input, config, stop=stop, **kwargs):
             yield with_usage(chunk, box)
 
+    def stream_events(self, input: Any, config: Any = None, **kwargs: Any) -> Any:  # noqa: A002
+        """Stream events; v3 opens the run by itself and is handed the cascade's."""
+        if kwargs.get("version") == "v3":
+            config, _ = self._stream_config(CallbackManager, config, kwargs)
+        return super().stream_events(input, config, **kwargs)
+
+    def astream_events(self, input: Any, config: Any = None, **kwargs: Any) -> Any:  # noqa: A002
+        """Stream events; v3 opens the run by itself and is handed the cascade's."""
+        if kwargs.get("version") == "v3":
+            config, _ = self._stream_config(AsyncCallbackManager, config, kwargs)
+        return super().astream_events(input, config, **kwargs)
+
     def _stream_config(
         self, cls: Any, config: RunnableConfig | None, kwargs: dict[str, Any]
     ) -> tuple[RunnableConfig, Box]:
@@ -165,9 +178,11 @@ class CascadeFlow(BaseChatModel):
         return RunnableConfig(**fixed), box  # type: ignore[typeddict-item]
 
     def _configured(self, cls: Any, callbacks: Any, tags: Any, metadata: Any) -> Any:
-        return cls.configure(
+        manager = cls.configure(
             callbacks, self.callbacks, self.verbose, tags, self.tags, metadata, self.metadata
         )
+        manager.handlers = [for_outer(handler) for handler in manager.handlers]
+        return manager
 
     # --- one call ---
 

@@ -15,12 +15,15 @@ from langchain_core.runnables.config import _set_config_context, var_child_runna
 from langchain_core.tracers.langchain import LangChainTracer
 from langsmith.run_helpers import _set_tracing_context
 
-from cascadellm.answer import Decision, Trace
-from cascadellm.events import Accepted, Decided, Failed, TierAnswered
+from cascadellm.answer import Decision
+from cascadellm.events import Accepted, Decided, Failed, TierAnswered, TierFailed
 from cascadellm.policies import Policy
+from langchain_cascade.engine import Engine
+from langchain_cascade.guard import for_tiers
+from langchain_cascade.marks import Marks
 from langchain_cascade.muting import muted
 
-__all__ = ["DECISION", "Outer", "Tracing", "outer_marks"]
+__all__ = ["DECISION", "Outer", "Tracing", "payload"]
 
 DECISION = "cascade_decision"
 """Name of the decision run and of the custom event."""
@@ -63,10 +66,10 @@ class Outer:
         """Whether any handler listens."""
         return bool(self.handlers or self.inheritable_handlers)
 
-    def child_handlers(self) -> list[Any]:
+    def child_handlers(self, trace_logprobs: bool) -> list[Any]:
         """Return the handlers of the runs below: no draft tokens, no cascade parameters."""
         cleaned = [self._clean(handler) for handler in self.inheritable_handlers]
-        return muted(cleaned)
+        return muted(for_tiers(handler, trace_logprobs) for handler in cleaned)
 
     def _clean(self, handler: Any) -> Any:
         if not self.hidden or not isinstance(handler, LangChainTracer):
@@ -77,11 +80,11 @@ class Outer:
             copy.tracing_metadata = kept
         return copy
 
-    def child_manager(self, asynchronous: bool) -> Any:
+    def child_manager(self, asynchronous: bool, *, trace_logprobs: bool = True) -> Any:
         """Return a manager whose runs are children of the cascade's run."""
         cls = AsyncCallbackManager if asynchronous else CallbackManager
         manager: Any = cls(handlers=[], parent_run_id=self.run_id)
-        manager.set_handlers(self.child_handlers())
+        manager.set_handlers(self.child_handlers(trace_logprobs))
         manager.add_tags(self.tags)
         own = LangSmithParams.__annotations__
         manager.add_metadata({k: v for k, v in self.metadata.items() if k not in own})
@@ -95,8 +98,13 @@ class Tracing:
     asks in between, with or without a config, nests below it.
     """
 
-    def __init__(self, outer: Outer, manager: Any, boundaries: Mapping[int, Policy]) -> None:
+    def __init__(
+        self, engine: Engine, outer: Outer, manager: Any, boundaries: Mapping[int, Policy]
+    ) -> None:
+        self.engine = engine
         self.outer = outer
+        self.marks = Marks(engine, outer.handlers, outer.run_id)
+        self._cost: float | None = None
         # configured once more, so that handlers from context variables see decisions too
         self.manager = type(manager).configure(manager)
         self.boundaries = boundaries
@@ -153,25 +161,24 @@ class Tracing:
         return decision
 
     def close(self) -> None:
-        """Leave a decision run that a cancelled call left open."""
+        """Leave what a cancelled call left open."""
         if self.decision is not None:
             self.leave()
+        self.marks.release()
 
     def _mark(self, event: Any) -> None:
-        if isinstance(event, (Accepted, Failed)):
-            metadata, tags = outer_marks(event.trace)
-            for run in self._runs(self.outer.run_id):
-                run.add_metadata(metadata)
-                run.add_tags(tags)
-
-    def _runs(self, run_id: UUID | None) -> Iterable[Any]:
-        """Return the tracers' open runs of this id; they go out with the run's end."""
-        found: dict[int, Any] = {}
-        for handler in self.outer.handlers:
-            run = getattr(handler, "run_map", {}).get(str(run_id))
-            if run is not None and hasattr(run, "add_metadata"):
-                found[id(run)] = run
-        return found.values()
+        if isinstance(event, TierAnswered):
+            tier = self.engine.asked(event.tier, event.name)
+            self._cost = self.marks.cost(tier, event.answer, event.latency_s)
+            if event.tier not in self.boundaries:
+                self.marks.tier(event.tier, "accept", cost_usd=self._cost)
+        elif isinstance(event, Decided):
+            action = "escalate" if event.decision.defer else "accept"
+            self.marks.tier(event.tier, action, decision=event.decision, cost_usd=self._cost)
+        elif isinstance(event, TierFailed):
+            self.marks.tier(event.attempt.tier, "error")
+        elif isinstance(event, (Accepted, Failed)):
+            self.marks.outer(event.trace)
 
 
 def _inputs(event: TierAnswered, policy: Policy) -> dict[str, Any]:
@@ -188,27 +195,3 @@ def payload(event: Decided) -> dict[str, Any]:
     """Return a decision as it stands in events and decision runs."""
     decision: Decision = event.decision
     return {"tier": event.tier, "name": event.name, **decision.to_dict()}
-
-
-def outer_marks(trace: Trace) -> tuple[dict[str, Any], list[str]]:
-    """Return the metadata and tags of the cascade's run."""
-    decided = trace.decided
-    metadata = {
-        "cascade_answered_by": trace.answered_by,
-        "cascade_tier": trace.tier,
-        "cascade_escalated": trace.escalated,
-        "cascade_score": None if decided is None else decided.score,
-        "cascade_threshold": None if decided is None else decided.threshold,
-        "cascade_policy": None if decided is None else decided.policy,
-        "cascade_reason": None if decided is None else decided.reason[:250],
-        "cascade_cost_usd": trace.cost_usd,
-    }
-    tags = [] if trace.answered_by is None else [f"cascade:answered_by:{trace.answered_by}"]
-    if trace.escalated:
-        tags.append("cascade:escalated")
-    return {k: _plain(v) for k, v in metadata.items() if v is not None}, tags
-
-
-def _plain(value: Any) -> Any:
-    finite = not isinstance(value, float) or value - value == 0
-    return value if finite else str(value)

@@ -1,0 +1,126 @@
+"""Tracers that give LangSmith the right shape, and fall back to LangChain's own on surprise.
+
+The cascade's run goes out as a `chain` without usage, so that neither its tokens nor its
+latency are counted as one more model call; LangSmith adds up the tiers' `llm` runs below it.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+from uuid import UUID
+
+from langchain_core.tracers.langchain import LangChainTracer
+
+__all__ = ["OuterTracer", "TierTracer", "for_outer", "for_tiers", "held"]
+
+_log = logging.getLogger("langchain_cascade")
+
+
+class OuterTracer(LangChainTracer):
+    """Sees the cascade's own run alone."""
+
+    _origin: Any = None
+
+    def __eq__(self, other: object) -> bool:
+        # LangChain adds a model's own callbacks twice and skips those that are there already
+        return other is self or (self._origin is not None and other is self._origin)
+
+    def __hash__(self) -> int:
+        return id(self)
+
+    def _as_chain(self, run: Any) -> None:
+        run.run_type = "chain"
+
+    def _persist_run_single(self, run: Any) -> None:
+        try:
+            self._as_chain(run)
+        except Exception:
+            _log.warning("the cascade's run is sent as an llm run", exc_info=True)
+        super()._persist_run_single(run)
+
+    def _get_run(self, run_id: UUID, run_type: str | set[str] | None = None) -> Any:
+        # LangChain expects the type that it started the run with
+        return super()._get_run(run_id, None)
+
+    def _on_llm_end(self, run: Any) -> None:
+        self._update_run_single(run)
+
+
+class TierTracer(LangChainTracer):
+    """Sees the runs below the cascade's.
+
+    A tier's finished run is held back until its answer was decided about, so that one update
+    carries the outcome; `Marks` sends it.
+    """
+
+    without_logprobs = False
+
+    def _on_llm_end(self, run: Any) -> None:
+        if self.without_logprobs:
+            try:
+                _drop_logprobs(run.outputs)
+            except Exception:
+                _log.warning("logprobs could not be left out of a trace", exc_info=True)
+        super()._on_llm_end(run)
+
+    def _update_run_single(self, run: Any) -> None:  # type: ignore[override]
+        parent = self.run_map.get(str(run.parent_run_id))
+        if not held(run, parent):
+            super()._update_run_single(run)
+
+
+class BareTierTracer(TierTracer):
+    """The same without logprobs."""
+
+    without_logprobs = True
+
+
+def held(run: Any, parent: Any) -> bool:
+    """Return whether a tier's run waits for its outcome."""
+    if run.error is not None or parent is None:
+        return False
+    own = any(str(tag).startswith("cascade:tier:") for tag in run.tags or ())
+    return own and (parent.metadata or {}).get("ls_provider") == "cascade"
+
+
+def _drop_logprobs(outputs: Any) -> None:
+    for batch in (outputs or {}).get("generations") or ():
+        for generation in batch:
+            for holder in (
+                generation.get("generation_info"),
+                (generation.get("message") or {}).get("kwargs", {}).get("response_metadata"),
+            ):
+                if isinstance(holder, dict):
+                    holder.pop("logprobs", None)
+
+
+def for_outer(handler: Any) -> Any:
+    """Return the handler for the cascade's own run; LangSmith's tracer is exchanged."""
+    if type(handler) is not LangChainTracer:
+        return handler
+    changed = _changed(handler, OuterTracer)
+    if changed is not handler:
+        changed.__dict__["_origin"] = handler
+    return changed
+
+
+def for_tiers(handler: Any, trace_logprobs: bool) -> Any:
+    """Return the handler for the runs below; LangSmith's tracer is exchanged."""
+    if type(handler) is not LangChainTracer:
+        return handler
+    return _changed(handler, TierTracer if trace_logprobs else BareTierTracer)
+
+
+def _changed(tracer: LangChainTracer, cls: Any) -> Any:
+    """Return a copy of another class.
+
+    The constructor's arguments differ between versions, and `copy.copy` gives a tracer itself.
+    """
+    try:
+        changed = cls.__new__(cls)
+        changed.__dict__.update(vars(tracer))
+    except Exception:
+        _log.warning("LangSmith's tracer is used unchanged", exc_info=True)
+        return tracer
+    return changed

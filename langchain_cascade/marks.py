@@ -1,0 +1,156 @@
+"""Marks on finished runs: what became of a tier's answer is known only after its run ended."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from typing import Any
+from uuid import UUID
+
+from langchain_core.tracers.langchain import LangChainTracer
+
+from cascadellm.answer import Attempt, Decision, Trace
+from cascadellm.tier import Tier
+from langchain_cascade.engine import Engine
+from langchain_cascade.guard import held
+from langchain_cascade.local import LocalChatModel
+from langchain_cascade.tier import base_model
+
+__all__ = ["Marks", "outer_marks"]
+
+_log = logging.getLogger("langchain_cascade")
+_LONGEST = 250
+_HIDDEN_DRAFT = "ls_message_view_exclude"
+
+
+class Marks:
+    """Writes the record onto the runs of one call, in every tracer that keeps runs.
+
+    LangSmith's tracer sends a tier's run only then; other tracers keep theirs in memory.
+    Whatever fails here is logged and never reaches the caller.
+    """
+
+    def __init__(self, engine: Engine, handlers: Iterable[Any], run_id: UUID | None) -> None:
+        self.engine = engine
+        self.run_id = run_id
+        self.tracers = [handler for handler in handlers if hasattr(handler, "run_map")]
+
+    def tier(
+        self,
+        index: int,
+        action: str,
+        *,
+        decision: Decision | None = None,
+        cost_usd: float | None = None,
+    ) -> None:
+        """Mark the latest run of a tier with what became of its answer."""
+        metadata: dict[str, Any] = {"cascade_action": action}
+        if decision is not None and decision.score is not None:
+            metadata["cascade_score"] = plain(decision.score)
+        if action == "escalate":
+            metadata[_HIDDEN_DRAFT] = True
+        for tracer, run in self._each(index):
+            try:
+                _mark(run, _with_cost(run, metadata, cost_usd), [])
+                _send(tracer, run)
+            except Exception:
+                _log.warning("a tier's run could not be marked", exc_info=True)
+
+    def release(self) -> None:
+        """Send the runs of tiers whose answers nobody decided about."""
+        for tracer in self.tracers:
+            outer = tracer.run_map.get(str(self.run_id))
+            for run in getattr(outer, "child_runs", ()):
+                decided = "cascade_action" in (run.metadata or {})
+                if decided or run.end_time is None or not held(run, outer):
+                    continue
+                try:
+                    _mark(run, {"cascade_action": "stopped"}, [])
+                    _send(tracer, run)
+                except Exception:
+                    _log.warning("a tier's run could not be sent", exc_info=True)
+
+    def outer(self, trace: Trace) -> None:
+        """Mark the cascade's own run, which goes out with its end."""
+        metadata, tags = outer_marks(trace)
+        for tracer in self.tracers:
+            run = tracer.run_map.get(str(self.run_id))
+            if run is None or metadata.items() <= (run.metadata or {}).items():
+                continue
+            try:
+                _mark(run, metadata, tags)
+                if self.engine.trace_feedback and isinstance(tracer, LangChainTracer):
+                    _feedback(tracer, run, trace.decided)
+            except Exception:
+                _log.warning("the cascade's run could not be marked", exc_info=True)
+
+    def cost(self, tier: Tier, answer: Any, latency_s: float) -> float | None:
+        """Return what a local tier's call cost; a provider's price LangSmith knows itself."""
+        local = isinstance(base_model(self.engine.runnable(tier)), LocalChatModel)
+        return tier.cost(answer.usage, latency_s) if local else None
+
+    def _each(self, index: int) -> Iterable[tuple[Any, Any]]:
+        tag = f"cascade:tier:{index}"
+        found: dict[int, tuple[Any, Any]] = {}
+        for tracer in self.tracers:
+            outer = tracer.run_map.get(str(self.run_id))
+            children = [run for run in getattr(outer, "child_runs", ()) if tag in (run.tags or ())]
+            if children:
+                found.setdefault(id(children[-1]), (tracer, children[-1]))
+        return found.values()
+
+
+def _with_cost(run: Any, metadata: dict[str, Any], cost_usd: float | None) -> dict[str, Any]:
+    used = (run.metadata or {}).get("usage_metadata")
+    if cost_usd is None or not isinstance(used, dict):
+        return metadata
+    return {**metadata, "usage_metadata": {**used, "total_cost": cost_usd}}
+
+
+def _send(tracer: Any, run: Any) -> None:
+    if isinstance(tracer, LangChainTracer) and not run.extra.get("__disabled"):
+        run.patch()
+
+
+def _mark(run: Any, metadata: dict[str, Any], tags: list[str]) -> None:
+    # replaced, not changed: LangChain shares these between the runs of one batch
+    run.extra = {**(run.extra or {}), "metadata": {**(run.metadata or {}), **metadata}}
+    run.tags = [*(run.tags or ()), *tags]
+
+
+def _feedback(tracer: Any, run: Any, decided: Attempt | None) -> None:
+    if decided is None or decided.score is None:
+        return
+    tracer.client.create_feedback(
+        run_id=run.id,
+        trace_id=run.trace_id,
+        key="cascade_score",
+        session_id=getattr(run, "session_id", None),
+        score=plain(decided.score),
+        comment=decided.reason,
+    )
+
+
+def outer_marks(trace: Trace) -> tuple[dict[str, Any], list[str]]:
+    """Return the metadata and tags of the cascade's run."""
+    decided = trace.decided
+    metadata = {
+        "cascade_answered_by": trace.answered_by,
+        "cascade_tier": trace.tier,
+        "cascade_escalated": trace.escalated,
+        "cascade_score": None if decided is None else decided.score,
+        "cascade_threshold": None if decided is None else decided.threshold,
+        "cascade_policy": None if decided is None else decided.policy,
+        "cascade_reason": None if decided is None else decided.reason[:_LONGEST],
+        "cascade_cost_usd": trace.cost_usd,
+    }
+    tags = [] if trace.answered_by is None else [f"cascade:answered_by:{trace.answered_by}"]
+    if trace.escalated:
+        tags.append("cascade:escalated")
+    return {k: plain(v) for k, v in metadata.items() if v is not None}, tags
+
+
+def plain(value: Any) -> Any:
+    """Return a value that JSON can hold: infinities as text."""
+    finite = not isinstance(value, float) or value - value == 0
+    return value if finite else str(value)
