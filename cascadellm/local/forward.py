@@ -74,10 +74,16 @@ class CausalSteps:
     @torch.inference_mode()
     def step(self, tokens: torch.Tensor) -> torch.Tensor:
         """Append one token per sequence and return the next rows."""
-        if self._quick is None or len(tokens) > 1 or self._mask is not None:
-            return self._forward(tokens.unsqueeze(1))
-        logits = self._quick(tokens.unsqueeze(1), self._cache, self._length)
-        self._length += 1
+        ids = tokens.unsqueeze(1)
+        start, end = self._length, self._length + 1
+        if self._quick is None or end > self._places.shape[1]:
+            return self._forward(ids)
+        if self._mask is None:
+            logits = self._quick(ids, self._cache, start)
+        else:
+            places, mask = self._places[:, start], self._mask[:, :end]
+            logits = self._quick.padded(ids, self._cache, places, mask)
+        self._length = end
         return logits[:, -1].float()
 
     @torch.inference_mode()
@@ -114,7 +120,7 @@ class CausalSteps:
         shifts = torch.tensor(self._padding, device=device).unsqueeze(1)
         padded = any(self._padding)
         self._places = (columns - shifts).clamp(min=0) if padded else columns
-        self._mask = (columns >= shifts).long() if padded else None
+        self._mask = columns >= shifts if padded else None
 
     def _forward(self, ids: torch.Tensor, **extra: Any) -> torch.Tensor:
         start, end = self._length, self._length + ids.shape[1]

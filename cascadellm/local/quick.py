@@ -63,6 +63,23 @@ class QuickForward:
         mask = None
         if count > 1:
             mask = self._mask[:, :, :count, self._room - start : self._room + count]
+        return self._run(ids, cache, places, mask)
+
+    def padded(self, ids: Tensor, cache: Any, places: Tensor, mask: Tensor) -> Tensor:
+        """Return logits of one token per sequence of a batch.
+
+        Args:
+            ids: Shape (batch, 1), int64.
+            cache: The model's cache; the new keys and values are appended.
+            places: Position of each token in its own sequence. Shape (batch,), int64.
+            mask: False at padding, for all keys and the new one. Shape (batch, keys), bool.
+        """
+        if mask.shape[1] > self._room:
+            self._grow(max(mask.shape[1], 2 * self._room))
+        tables = (self._cos[0, places].unsqueeze(1), self._sin[0, places].unsqueeze(1))
+        return self._run(ids, cache, tables, mask[:, None, None])
+
+    def _run(self, ids: Tensor, cache: Any, places: Any, mask: Tensor | None) -> Tensor:
         hidden = self._base.embed_tokens(ids)
         for layer in self._layers:
             hidden = layer(

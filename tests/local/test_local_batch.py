@@ -92,6 +92,19 @@ def test_a_batch_of_none_and_more_than_one_batch(llama: LocalModel) -> None:
     assert [llama.generate(q, max_new_tokens=4).text for q in many] == [a.text for a in answers]
 
 
+def test_the_short_way_through_a_batch_gives_equal_rows(llama: LocalModel) -> None:
+    """Running the layers directly on a padded batch gives the forward pass's rows, bit for bit."""
+    quick = llama._runner.loaded.quick
+    assert quick is not None
+    for prompts in ([llama.encode(q) for q in QUESTIONS], [llama.encode("Hi")] * 2):
+        ways = [forward.CausalSteps(llama.module, way) for way in (quick, None)]
+        rows = [steps.start(prompts) for steps in ways]
+        for _ in range(300):
+            assert torch.equal(*rows)
+            tokens = rows[0].argmax(dim=-1)
+            rows = [steps.step(tokens) for steps in ways]
+
+
 def test_a_request_joins_a_batch_that_runs(llama: LocalModel, sizes: list[int]) -> None:
     """Longer and shorter prompts join between steps and change nobody's answer."""
     for first, later in (("Hi", QUESTIONS[1]), (QUESTIONS[1], "x")):
