@@ -13,7 +13,9 @@ from cascadellm.policies.base import (
 )
 from cascadellm.policies.config import policy_from_config, policy_to_config
 from cascadellm.policies.consistency import SelfConsistency, SemanticEntropy
+from cascadellm.policies.early import EarlyAbort, PrefixCommit
 from cascadellm.policies.grounded import Grounded
+from cascadellm.policies.hedge import Hedge
 from cascadellm.policies.route import ContextFits, NeedsTools, Route
 from cascadellm.policies.simple import Always, Never
 from cascadellm.policies.threshold import Threshold
@@ -27,7 +29,9 @@ __all__ = [
     "AnyOf",
     "ContextFits",
     "Custom",
+    "EarlyAbort",
     "Grounded",
+    "Hedge",
     "Judge",
     "Moment",
     "NeedsTools",
@@ -36,6 +40,7 @@ __all__ = [
     "PTrue",
     "Policy",
     "PolicyLike",
+    "PrefixCommit",
     "Route",
     "SelfConsistency",
     "SelfVerify",

@@ -10,7 +10,9 @@ from cascadellm.errors import ConfigurationError
 from cascadellm.policies.agreement import Agreement
 from cascadellm.policies.base import AllOf, AnyOf, Custom, Not, Policy, config_fields
 from cascadellm.policies.consistency import SelfConsistency, SemanticEntropy
+from cascadellm.policies.early import EarlyAbort, PrefixCommit
 from cascadellm.policies.grounded import Grounded
+from cascadellm.policies.hedge import Hedge
 from cascadellm.policies.route import ContextFits, NeedsTools, Route
 from cascadellm.policies.simple import Always, Never
 from cascadellm.policies.threshold import Threshold
@@ -28,12 +30,15 @@ _KNOWN: tuple[type[Policy], ...] = (
     AnyOf,
     ContextFits,
     Custom,
+    EarlyAbort,
     Grounded,
+    Hedge,
     Judge,
     NeedsTools,
     Never,
     Not,
     PTrue,
+    PrefixCommit,
     Route,
     SelfConsistency,
     SelfVerify,

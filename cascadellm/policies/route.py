@@ -11,6 +11,7 @@ from cascadellm.answer import Decision, Request
 from cascadellm.effects import Compute, Plan
 from cascadellm.errors import ConfigurationError
 from cascadellm.policies.base import Moment, Policy
+from cascadellm.policies.threshold import score_label
 from cascadellm.tier import Tier
 
 __all__ = ["ContextFits", "NeedsTools", "Route"]
@@ -61,8 +62,7 @@ class Route(Policy):
     @property
     def score_name(self) -> str:
         """Name of the score in records."""
-        named = getattr(self.score, "name", None) or getattr(self.score, "__name__", None)
-        return str(named or type(self.score).__name__)
+        return score_label(self.score)
 
     def before(self, moment: Moment) -> Plan[Decision | None]:
         steps = self.thresholds

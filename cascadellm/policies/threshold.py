@@ -94,8 +94,7 @@ class Threshold(Policy):
     @property
     def score_name(self) -> str:
         """Name of the score in records."""
-        named = getattr(self.score, "name", None) or getattr(self.score, "__name__", None)
-        return str(named or type(self.score).__name__)
+        return score_label(self.score)
 
     def after(self, moment: Moment) -> Decision:
         answer = moment.draft.over(self.over)
@@ -135,6 +134,12 @@ class Threshold(Policy):
             code="no_logprobs" if absent else "no_score",
             reason=f"{what}: {'deferred' if self.missing == 'defer' else 'accepted'} unscored",
         )
+
+
+def score_label(score: Any) -> str:
+    """Return the name of a score or of a function that scores."""
+    named = getattr(score, "name", None) or getattr(score, "__name__", None)
+    return str(named or type(score).__name__)
 
 
 def _score_config(name: str) -> dict[str, Any]:
