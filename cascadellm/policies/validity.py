@@ -101,13 +101,18 @@ def _first_line(error: Exception) -> str:
 def schema_error(value: Any, schema: Mapping[str, Any]) -> str | None:
     """Return what breaks a JSON schema, None when the value satisfies it.
 
-    The dialect is the one the schema names, else draft 2020-12.
+    The dialect is the one the schema names, else draft 2020-12. References to other documents
+    are never fetched; a schema that cannot be evaluated is a fault with that reason.
 
     Raises:
         MissingDependencyError: `jsonschema` is not installed.
     """
     validator = _validator(json.dumps(schema, sort_keys=True, default=str))
-    error = next(validator.iter_errors(value), None)
+    try:
+        error = next(validator.iter_errors(value), None)
+    except Exception as broken:
+        # an unresolvable reference or a pattern in another regular-expression dialect
+        return f"the schema cannot be evaluated: {_first_line(broken)}"
     if error is None:
         return None
     place = "/".join(str(part) for part in error.absolute_path)
