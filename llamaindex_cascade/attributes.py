@@ -65,7 +65,7 @@ def _named(values: Mapping[str, Any], tags: list[str]) -> dict[str, Any]:
 def record_values(trace: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a filter asks of a call's record, without the values that are unknown."""
     attempts = trace["attempts"]
-    scored = next((a for a in reversed(attempts) if a["policy"] is not None), {})
+    scored: Mapping[str, Any] = next((a for a in reversed(attempts) if a["policy"] is not None), {})
     values = {
         "answered_by": trace["answered_by"],
         "tier": trace["tier"],

@@ -14,7 +14,7 @@ from llama_index.core.base.llms.types import (
     ThinkingBlock,
 )
 
-from cascadellm.answer import Answer, TokenScore, Trace
+from cascadellm.answer import Answer, TokenScore, Trace, Usage
 from llamaindex_cascade.convert import (
     USAGE_KEYS,
     answer_from,
@@ -27,6 +27,8 @@ from llamaindex_cascade.convert import (
     usage_from,
 )
 from llamaindex_cascade.logprobs import chunk_scores, mark_parts
+from llamaindex_cascade.objects import as_object_text
+from llamaindex_cascade.tools import Asked
 
 __all__ = ["Gathered", "event_copy", "partial", "replay", "shown"]
 
@@ -34,8 +36,10 @@ __all__ = ["Gathered", "event_copy", "partial", "replay", "shown"]
 class Gathered:
     """Adds up the chunks of one stream; chunks are cumulative, their raw data is not."""
 
-    def __init__(self) -> None:
+    def __init__(self, asked: Asked) -> None:
+        self._asked = asked
         self._last: ChatResponse | None = None
+        self._prompt: int | None = None
         self._scores: list[TokenScore] = []
         self._usage: dict[str, int] = {}
         self._finish: str | None = None
@@ -46,9 +50,20 @@ class Gathered:
         self._scores += chunk_scores(chunk.raw) or ()
         self._usage = usage_dict(usage_from(chunk)) or self._usage
         self._finish = finish_reason(chunk.raw) or self._finish
+        piece = field_of(chunk.raw, "piece")
+        self._prompt = field_of(piece, "input_tokens") or self._prompt
+
+    def __call__(self, chunk: ChatResponse) -> Answer:
+        """Take in a chunk; return the answer so far."""
+        self.add(chunk)
+        return self.answer()
 
     def answer(self) -> Answer:
-        """Return the whole answer."""
+        """Return the answer so far."""
+        answer = self._answer()
+        return answer if self._asked.output_cls is None else as_object_text(answer)
+
+    def _answer(self) -> Answer:
         last = self._last
         if last is None:
             last = ChatResponse(message=ChatMessage(role=MessageRole.ASSISTANT, content=""))
@@ -64,11 +79,17 @@ class Gathered:
             text=text,
             tokens=scores or None,
             tool_calls=calls,
-            usage=usage_from(response),
+            usage=usage_from(response) or self._counted(),
             finish_reason=self._finish,
             reasoning=reasoning,
             native=response,
         )
+
+    def _counted(self) -> Usage | None:
+        """Return the tokens so far, where a local model counts them while it writes."""
+        if self._prompt is None or not self._scores:
+            return None
+        return Usage(self._prompt, len(self._scores))
 
 
 def _kept(chunk: ChatResponse) -> dict[str, Any]:

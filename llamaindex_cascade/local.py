@@ -249,7 +249,10 @@ def _grown(piece: Piece, text: str, reasoning: str) -> ChatResponse:
         return _response(piece.answer, delta=piece.text)
     extra = {"thinking_delta": piece.reasoning} if piece.reasoning else {}
     return ChatResponse(
-        message=_message(text, reasoning or None), delta=piece.text, additional_kwargs=extra
+        message=_message(text, reasoning or None),
+        raw={"piece": piece},
+        delta=piece.text,
+        additional_kwargs=extra,
     )
 
 

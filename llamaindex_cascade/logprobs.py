@@ -13,7 +13,7 @@ from typing import Any
 
 from llama_index.core.base.llms.types import ChatResponse
 
-from cascadellm.answer import TokenScore
+from cascadellm.answer import Piece, TokenScore
 
 __all__ = ["chunk_scores", "can_score", "scoring_kwargs", "token_scores"]
 
@@ -49,6 +49,9 @@ def _completion_style(logprobs: Any) -> list[TokenScore]:
 
 def chunk_scores(raw: Any) -> list[TokenScore] | None:
     """Return the token scores in one raw response or stream chunk, None if it has none."""
+    piece = _field(raw, "piece")
+    if isinstance(piece, Piece):
+        return list(piece.tokens) or None
     choices = _field(raw, "choices")
     choice = choices[0] if isinstance(choices, Sequence) and choices else None
     logprobs = _field(choice, "logprobs")

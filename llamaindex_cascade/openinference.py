@@ -19,7 +19,7 @@ __all__ = ["instrument_openinference"]
 
 _log = logging.getLogger("llamaindex_cascade")
 
-_NAMES = {
+_NAMES: dict[Any, str] = {
     events.CascadeTierStartedEvent: "cascade_tier_started",
     events.CascadeTierAnsweredEvent: "cascade_tier_answered",
     events.CascadeTierSkippedEvent: "cascade_tier_skipped",

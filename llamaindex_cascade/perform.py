@@ -4,20 +4,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Sequence
+from contextlib import aclosing
 from typing import Any, TypeVar
 
-from llama_index.core.base.llms.types import ChatMessage, MessageRole
+from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageRole
 
 from cascadellm.answer import Answer
-from cascadellm.effects import Call, Judge
+from cascadellm.effects import Call, Judge, Shown
 from cascadellm.events import Handler
 from cascadellm.perform import AsyncPerformer, Performer
 from cascadellm.resilience import timeout_message, with_timeout
+from cascadellm.watching import Gate
+from llamaindex_cascade.gather import Gathered
 from llamaindex_cascade.spans import Spans
 from llamaindex_cascade.tier import CascadeTier, TierBook
 from llamaindex_cascade.tools import Asked
 
-__all__ = ["AsyncTierPerformer", "TierPerformer", "call_kwargs", "timed"]
+__all__ = ["AsyncTierPerformer", "TierPerformer", "call_kwargs", "timed", "unshown"]
 
 T = TypeVar("T")
 
@@ -35,8 +38,46 @@ def _asked(book: TierBook, effect: Call | Judge) -> tuple[CascadeTier, Asked, di
     return book.of(-1, effect.tier), Asked((question,)), {**effect.tier.kwargs, **effect.kwargs}
 
 
+def _answered(
+    tier: CascadeTier, asked: Asked, kwargs: dict[str, Any], effect: Call | Judge
+) -> Answer:
+    watch = getattr(effect, "watch", None)
+    if watch is None:
+        return tier.ask(asked, kwargs, effect.reads)
+    gathered = Gathered(asked)
+    gate: Gate[ChatResponse] = Gate(watch, gathered)
+    for _ in gate.through(tier.stream(asked, kwargs, effect.reads)):
+        pass
+    return unshown(gate, gathered)
+
+
+async def _aanswered(
+    tier: CascadeTier, asked: Asked, kwargs: dict[str, Any], effect: Call | Judge
+) -> Answer:
+    watch = getattr(effect, "watch", None)
+    if watch is None:
+        return await tier.aask(asked, kwargs, effect.reads)
+    gathered = Gathered(asked)
+    gate: Gate[ChatResponse] = Gate(watch, gathered)
+    source = await tier.astream(asked, kwargs, effect.reads)
+    async with aclosing(gate.athrough(source)) as shown:
+        async for _ in shown:
+            pass
+    return unshown(gate, gathered)
+
+
+def unshown(gate: Gate[ChatResponse], gathered: Gathered) -> Answer:
+    """Return the answer of a watched call of which nothing was shown."""
+    if gate.answer is None:
+        return gathered.answer()
+    result = gate.result()
+    return result.answer if isinstance(result, Shown) else result
+
+
 class TierPerformer(Performer):
-    """Performs effects synchronously."""
+    """Performs effects synchronously; watched drafts can be held back."""
+
+    watches = True
 
     def __init__(self, book: TierBook, spans: Spans, handlers: Sequence[Handler]) -> None:
         super().__init__(handlers)
@@ -59,14 +100,16 @@ class TierPerformer(Performer):
     def _ask(self, effect: Call | Judge) -> Answer:
         tier, asked, kwargs = _asked(self._book, effect)
         return with_timeout(
-            lambda: tier.ask(asked, kwargs, effect.reads),
+            lambda: _answered(tier, asked, kwargs, effect),
             effect.tier.timeout_s,
             effect.tier.label,
         )
 
 
 class AsyncTierPerformer(AsyncPerformer):
-    """Performs effects asynchronously."""
+    """Performs effects asynchronously; watched drafts can be held back."""
+
+    watches = True
 
     def __init__(self, book: TierBook, spans: Spans, handlers: Sequence[Handler]) -> None:
         super().__init__(handlers)
@@ -88,7 +131,7 @@ class AsyncTierPerformer(AsyncPerformer):
 
     async def _ask(self, effect: Call | Judge) -> Answer:
         tier, asked, kwargs = _asked(self._book, effect)
-        return await timed(tier.aask(asked, kwargs, effect.reads), effect)
+        return await timed(_aanswered(tier, asked, kwargs, effect), effect)
 
 
 async def timed(awaitable: Awaitable[T], effect: Call | Judge) -> T:

@@ -18,16 +18,21 @@ from llama_index.core.base.llms.types import ChatResponse
 
 from cascadellm import Cascade, Outcome
 from cascadellm.answer import Answer
-from cascadellm.effects import Call, Interrupted, Plan, Relay
+from cascadellm.effects import Call, Interrupted, Plan, Relay, Shown
 from cascadellm.events import Handler
 from cascadellm.perform import Done, aadvance, adrive, advance, drive
 from cascadellm.resilience import with_timeout
+from cascadellm.watching import Gate
 from llamaindex_cascade.gather import Gathered, partial, replay, shown
-from llamaindex_cascade.objects import as_object_text
-from llamaindex_cascade.perform import AsyncTierPerformer, TierPerformer, call_kwargs, timed
+from llamaindex_cascade.perform import (
+    AsyncTierPerformer,
+    TierPerformer,
+    call_kwargs,
+    timed,
+    unshown,
+)
 from llamaindex_cascade.spans import Spans
 from llamaindex_cascade.tier import TierBook
-from llamaindex_cascade.tools import Asked
 
 __all__ = ["AsyncSession", "Session"]
 
@@ -74,53 +79,73 @@ class Session:
                 if not isinstance(source, Call):
                     step = advance(plan, perform, send=source)
                     continue
+                flow = _Flow(source)
                 try:
-                    chunks, first = self._start(source)
+                    chunk = self._start(flow)
                 except Exception as error:
                     step = advance(plan, perform, throw=error)
                     continue
+                if chunk is _END and flow.watched:
+                    step = advance(plan, perform, send=unshown(flow.gate, flow.gathered))
+                    continue
                 # recorders open around the call are told, wherever the stream is read
                 context = contextvars.copy_context()
-                return _live(source, chunks, first, plan, perform, context)
+                return _live(flow, chunk, plan, perform, context)
         finally:
             self._spans.close(sys.exception())
         return replay(step.value.answer, step.value.trace)
 
-    def _start(self, call: Call) -> tuple[Iterator[ChatResponse], ChatResponse]:
+    def _start(self, flow: _Flow) -> ChatResponse:
         begun = time.perf_counter()
+        call = flow.call
         tier, name = self._book.of(call.index, call.tier), call.tier.label
-        chunks = tier.stream(call.request.native, call_kwargs(call), call.reads)
-        first = with_timeout(lambda: next(chunks, _END), call.tier.timeout_s, name)
-        self._spans.live(call.index, name, time.perf_counter() - begun)
-        return chunks, first
+        source = tier.stream(call.request.native, call_kwargs(call), call.reads)
+        flow.chunks = flow.gate.through(source) if flow.watched else source
+        first: ChatResponse = with_timeout(
+            lambda: next(flow.chunks, _END), call.tier.timeout_s, name
+        )
+        if first is not _END or not flow.watched:
+            self._spans.live(call.index, name, time.perf_counter() - begun)
+        return first
+
+
+class _Flow:
+    """The stream of one call, through a gate where its draft is watched."""
+
+    def __init__(self, call: Call) -> None:
+        self.call = call
+        self.gathered = Gathered(call.request.native)
+        self.watched = call.watch is not None
+        self.gate: Gate[ChatResponse] = Gate(call.watch, self.gathered)
+        self.chunks: Any = None
+
+    def took(self, chunk: ChatResponse) -> ChatResponse:
+        """Note a chunk that is about to be shown; return it as the caller sees it."""
+        if not self.watched:
+            self.gathered.add(chunk)
+        return partial(chunk, self.call.index, self.call.tier.label)
+
+    def result(self) -> Answer | Shown:
+        """Return what the plan is told when the stream has ended."""
+        return self.gate.result() if self.watched else self.gathered.answer()
 
 
 def _live(
-    call: Call,
-    chunks: Any,
+    flow: _Flow,
     chunk: ChatResponse,
     plan: Plan[Outcome],
     perform: TierPerformer,
     context: contextvars.Context,
 ) -> Iterator[ChatResponse]:
-    gathered = Gathered()
-    with closing(plan), closing(chunks):
+    with closing(plan), closing(flow.chunks):
         try:
             while chunk is not _END:
-                gathered.add(chunk)
-                yield partial(chunk, call.index, call.tier.label)
-                chunk = next(chunks, _END)
+                yield flow.took(chunk)
+                chunk = next(flow.chunks, _END)
         except Exception as error:
             context.run(advance, plan, perform, throw=Interrupted(error))
             raise
-        done = context.run(advance, plan, perform, send=_whole(gathered, call))
-        yield _last(done)
-
-
-def _whole(gathered: Gathered, call: Call) -> Answer:
-    asked: Asked = call.request.native
-    answer = gathered.answer()
-    return answer if asked.output_cls is None else as_object_text(answer)
+        yield _last(context.run(advance, plan, perform, send=flow.result()))
 
 
 def _last(done: Relay | Done[Outcome]) -> ChatResponse:
@@ -161,53 +186,59 @@ class AsyncSession:
                 if not isinstance(source, Call):
                     step = await aadvance(plan, perform, send=source)
                     continue
+                flow = _Flow(source)
                 try:
-                    chunks, first = await self._start(source)
+                    chunk = await self._start(flow)
                 except Exception as error:
                     step = await aadvance(plan, perform, throw=error)
                     continue
-                context = contextvars.copy_context()
-                return _alive(source, chunks, first, plan, perform, context)
+                if chunk is _END and flow.watched:
+                    answer = unshown(flow.gate, flow.gathered)
+                    step = await aadvance(plan, perform, send=answer)
+                    continue
+                return _alive(flow, chunk, plan, perform, contextvars.copy_context())
         finally:
             self._spans.close(sys.exception())
         return _areplay(step.value)
 
-    async def _start(self, call: Call) -> tuple[AsyncIterator[ChatResponse], ChatResponse]:
+    async def _start(self, flow: _Flow) -> ChatResponse:
         begun = time.perf_counter()
-        tier, name = self._book.of(call.index, call.tier), call.tier.label
-        chunks: Any = None
+        call = flow.call
+        tier = self._book.of(call.index, call.tier)
 
         async def first() -> Any:
-            nonlocal chunks
-            chunks = await tier.astream(call.request.native, call_kwargs(call), call.reads)
-            return await anext(chunks, _END)
+            source = await tier.astream(call.request.native, call_kwargs(call), call.reads)
+            flow.chunks = flow.gate.athrough(source) if flow.watched else source
+            return await anext(flow.chunks, _END)
 
-        chunk = await timed(first(), call)
-        self._spans.live(call.index, name, time.perf_counter() - begun)
-        return chunks, chunk
+        try:
+            chunk: ChatResponse = await timed(first(), call)
+        except BaseException:
+            if flow.chunks is not None:
+                await flow.chunks.aclose()
+            raise
+        if chunk is not _END or not flow.watched:
+            self._spans.live(call.index, call.tier.label, time.perf_counter() - begun)
+        return chunk
 
 
 async def _alive(
-    call: Call,
-    chunks: Any,
+    flow: _Flow,
     chunk: ChatResponse,
     plan: Plan[Outcome],
     perform: AsyncTierPerformer,
     context: contextvars.Context,
 ) -> AsyncIterator[ChatResponse]:
-    gathered = Gathered()
     with closing(plan):
-        async with aclosing(chunks):
+        async with aclosing(flow.chunks):
             try:
                 while chunk is not _END:
-                    gathered.add(chunk)
-                    yield partial(chunk, call.index, call.tier.label)
-                    chunk = await anext(chunks, _END)
+                    yield flow.took(chunk)
+                    chunk = await anext(flow.chunks, _END)
             except Exception as error:
                 await _within(context, aadvance(plan, perform, throw=Interrupted(error)))
                 raise
-            answer = _whole(gathered, call)
-            yield _last(await _within(context, aadvance(plan, perform, send=answer)))
+            yield _last(await _within(context, aadvance(plan, perform, send=flow.result())))
 
 
 async def _within(context: contextvars.Context, coroutine: Any) -> Any:
