@@ -287,7 +287,9 @@ class Cascade:
         moment = self._moment(unit, request, said.answer, ledger)
         try:
             decision = yield from ledger.metered(resolve(policy.after(moment), policy.name))
-        except CascadeError:
+        except CascadeError as error:
+            # the answer is paid for, so it stands in the record of the failed call
+            ledger.refuse(unit, said.answer, policy.name, error)
             raise
         except Exception as error:
             # a policy that breaks must not accept silently

@@ -9,7 +9,7 @@ from typing import Any
 
 from cascadellm.answer import Action, Answer, Attempt, Decision, SideCall, Trace, Usage
 from cascadellm.effects import Call, CallMany, Effect, Judge, Plan
-from cascadellm.errors import DeadlineExceededError
+from cascadellm.errors import BudgetExceededError, CascadeError, DeadlineExceededError
 from cascadellm.resilience import classify, unbilled
 from cascadellm.tier import Tier
 
@@ -128,6 +128,13 @@ class Ledger:
         """Note a tier that answered, and what was decided about it."""
         cost = unit.tier.cost(answer.usage, latency_s)
         return self._add(unit.index, unit.tier.label, action, decision, answer, latency_s, cost)
+
+    def refuse(self, unit: Unit, answer: Answer, policy: str, error: CascadeError) -> None:
+        """Note a tier that answered, and that its policy ended the call with an error."""
+        code = "budget" if isinstance(error, BudgetExceededError) else "policy_error"
+        decision = Decision(True, policy, code=code, reason=str(error)[:300])
+        attempt = self.keep(unit, "error", answer, decision, self.attempt_s)
+        self.attempts[-1] = replace(attempt, error=f"{type(error).__name__}: {error}"[:500])
 
     def _add(
         self,

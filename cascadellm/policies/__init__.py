@@ -11,6 +11,7 @@ from cascadellm.policies.base import (
     PolicyLike,
     as_policy,
 )
+from cascadellm.policies.budget import Budget, Spending
 from cascadellm.policies.config import policy_from_config, policy_to_config
 from cascadellm.policies.consistency import SelfConsistency, SemanticEntropy
 from cascadellm.policies.early import EarlyAbort, PrefixCommit
@@ -27,6 +28,7 @@ __all__ = [
     "AllOf",
     "Always",
     "AnyOf",
+    "Budget",
     "ContextFits",
     "Custom",
     "EarlyAbort",
@@ -45,6 +47,7 @@ __all__ = [
     "SelfConsistency",
     "SelfVerify",
     "SemanticEntropy",
+    "Spending",
     "Threshold",
     "Valid",
     "as_policy",

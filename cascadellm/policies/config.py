@@ -9,6 +9,7 @@ from typing import Any
 from cascadellm.errors import ConfigurationError
 from cascadellm.policies.agreement import Agreement
 from cascadellm.policies.base import AllOf, AnyOf, Custom, Not, Policy, config_fields
+from cascadellm.policies.budget import Budget, Spending
 from cascadellm.policies.consistency import SelfConsistency, SemanticEntropy
 from cascadellm.policies.early import EarlyAbort, PrefixCommit
 from cascadellm.policies.grounded import Grounded
@@ -28,6 +29,7 @@ _KNOWN: tuple[type[Policy], ...] = (
     AllOf,
     Always,
     AnyOf,
+    Budget,
     ContextFits,
     Custom,
     EarlyAbort,
@@ -72,6 +74,8 @@ def _encode(value: Any, place: str) -> Any:
         return {str(key): _encode(item, place) for key, item in value.items()}
     if hasattr(value, "to_config"):
         return value.to_config()
+    if isinstance(value, Spending):
+        return {"type": "named", "name": "spending"}
     if isinstance(value, Tier):
         # a model is no plain data; whoever loads the config says which model bears the name
         return {"type": "named", "name": value.label}

@@ -93,7 +93,7 @@ async def _ashown(cascade: Cascade, request: Request) -> tuple[list[str], Any]:
         gate = Gate(source.watch or (lambda answer: "commit"), Growing())
         try:
             async for piece in perform.live(source, gate):
-                texts.append(piece.text)  # noqa: PERF401
+                texts.append(piece.text)
             step = await aadvance(plan, perform, send=gate.result())
         except Exception as error:
             thrown = Interrupted(error) if gate.shown else error
