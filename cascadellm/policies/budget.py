@@ -166,8 +166,8 @@ class Budget(Policy):
     def _tokens(self, moment: Moment) -> int:
         used = 0 if self.spending is None else self.spending.tokens(moment.request)
         for attempt in moment.attempts:
-            for one in (attempt, *attempt.calls):
-                used += (one.input_tokens or 0) + (one.output_tokens or 0)
+            used += (attempt.input_tokens or 0) + (attempt.output_tokens or 0)
+            used += sum((c.input_tokens or 0) + (c.output_tokens or 0) for c in attempt.calls)
         if moment.answer is not None and moment.answer.usage is not None:
             used += moment.answer.usage.total_tokens
         return used
