@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -25,6 +26,8 @@ from cascadellm.calibration.threshold import calibrate_threshold
 from cascadellm.errors import CalibrationError, NoValidThresholdError
 
 __all__ = ["calibrate_cascade", "search_cascade"]
+
+T = TypeVar("T")
 
 
 def calibrate_cascade(
@@ -63,18 +66,11 @@ def calibrate_cascade(
         CalibrationError: The records or arguments are unusable.
     """
     data = as_records(records)
-    check_levels(target_risk, confidence)
-    if loss not in ("one_sided", "disagreement"):
-        raise CalibrationError(
-            f"boundaries can be calibrated in turn for one_sided and disagreement, got {loss!r}; "
-            "use search_cascade, which tests the whole cascade"
-        )
-    count = data.tiers - 1
-    parts = _shares(shares, count)
+    _check_additive(loss)
     found: list[Calibration | None] = []
     notes: list[str] = []
-    failure: NoValidThresholdError | None = None
-    for boundary, part in enumerate(parts):
+    failures: list[NoValidThresholdError] = []
+    for boundary, part in enumerate(_shares(shares, data.tiers - 1)):
         try:
             result = calibrate_threshold(
                 data,
@@ -82,31 +78,29 @@ def calibrate_cascade(
                 confidence=1 - (1 - confidence) * part,
                 loss=loss,
                 boundary=boundary,
-                grid=None if grids is None else grids[boundary],
-                score_range=None if score_ranges is None else score_ranges[boundary],
+                grid=_nth(grids, boundary),
+                score_range=_nth(score_ranges, boundary),
                 grid_share=grid_share,
                 require_signal=False,
                 seed=seed,
             )
         except NoValidThresholdError as error:
-            failure, result = error, None
+            result = None
+            failures.append(error)
             notes.append(f"boundary {boundary} defers everything: {error}")
         found.append(result)
     certified = [c for c in found if c is not None]
     if not certified:
-        assert failure is not None
-        raise failure
-    thresholds = tuple(math.inf if c is None else c.threshold for c in found)
-    notes += [f"boundary {c.boundaries[0]}: {note}" for c in certified for note in c.notes]
+        raise failures[-1]
     return _describe(
         data,
-        thresholds,
+        tuple(math.inf if c is None else c.threshold for c in found),
         certified[0],
         loss=loss,
         target_risk=target_risk,
         confidence=confidence,
         method=f"boundaries in turn; {certified[0].method}",
-        notes=tuple(notes),
+        notes=(*notes, *(f"boundary {c.boundaries[0]}: {n}" for c in certified for n in c.notes)),
         seed=seed,
     )
 
@@ -178,6 +172,18 @@ def search_cascade(
         notes=(),
         seed=seed,
     )
+
+
+def _nth(values: Sequence[T] | None, place: int) -> T | None:
+    return None if values is None else values[place]
+
+
+def _check_additive(loss: str) -> None:
+    if loss not in ("one_sided", "disagreement"):
+        raise CalibrationError(
+            f"boundaries can be calibrated in turn for one_sided and disagreement, got {loss!r}; "
+            "use search_cascade, which tests the whole cascade"
+        )
 
 
 def _whole_pvalue(values: Floats, target_risk: float, level: float, *, signed: bool) -> float:

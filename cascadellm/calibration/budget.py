@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from cascadellm.calibration import bounds
 from cascadellm.calibration.grid import choose_grid
@@ -18,7 +18,7 @@ from cascadellm.calibration.records import (
     Floats,
     as_records,
 )
-from cascadellm.calibration.refusals import check_levels, too_few
+from cascadellm.calibration.refusals import check_enough, check_levels
 from cascadellm.calibration.result import Calibration
 from cascadellm.calibration.summary import summarise
 from cascadellm.calibration.threshold import first_index
@@ -65,41 +65,26 @@ def calibrate_budget(
         CalibrationError: The arguments are unusable.
     """
     data = as_records(records)
-    if (deferral_rate is None) == (cost_usd is None):
-        raise CalibrationError("give exactly one of deferral_rate and cost_usd")
-    rate = deferral_rate if deferral_rate is not None else _fixed_rate(cost_usd, tier_costs)
-    check_levels(0.5 if rate is None else rate, confidence)
+    rate = _rate(deferral_rate, cost_usd, tier_costs, confidence)
     chosen = choose_grid(
         data,
         boundary=boundary,
-        labelled=np.ones(len(data), dtype=bool),
+        rows=np.arange(len(data)),
         grid=grid,
         score_range=score_range,
         grid_share=grid_share,
         seed=seed,
     )
-    n = len(chosen.rows)
-    column = LossColumn(
-        "deferral", data.scores[chosen.rows, boundary], np.zeros(n), chosen.rows, 0.0, True
-    )
+    target = float(deferral_rate if deferral_rate is not None else cost_usd or 0.0)
+    column = _unlabelled(data.scores[chosen.rows, boundary], chosen.rows)
     walk = walk_along(column, chosen.values)
     if rate is not None:
-        if n < (needed := bounds.least_records(rate, confidence)):
-            raise too_few(n, needed, rate, confidence)
-        index, used = budget_index(walk, n, rate, 1 - confidence), (n - walk.accepted) / n
+        index, used = _rate_index(walk, len(column), rate, confidence)
     else:
-        assert cost_usd is not None
-        index, used = _cost_index(
-            data, column, walk, boundary, cost_usd, cost_cap_usd, 1 - confidence
-        )
-    target = float(deferral_rate if deferral_rate is not None else cost_usd or 0.0)
+        index, used = _cost_index(data, column, walk, boundary, target, cost_cap_usd, confidence)
     if index is None:
-        raise NoValidThresholdError(
-            f"the budget of {target:g} is not certified even at the lowest threshold, which uses "
-            f"{used[-1]:.4g} of it ({int(np.isnan(column.score).sum())} of {n} scores are "
-            "missing and always defer)",
-            best_bound=float(used[-1]),
-        )
+        raise _exceeded(target, float(used[-1]), column)
+    method = "Clopper-Pearson" if rate is not None else "Hoeffding-Bentkus"
     result = summarise(
         data,
         column,
@@ -108,22 +93,41 @@ def calibrate_budget(
         index,
         target_risk=target,
         confidence=confidence,
-        method="fixed sequence from the lowest threshold, "
-        + ("Clopper-Pearson" if rate is not None else "Hoeffding-Bentkus"),
+        method=f"fixed sequence from the lowest threshold, {method}",
         boundary=boundary,
         seed=seed,
     )
-    deferred = n - int(walk.accepted[index])
-    spent = used[index]
-    if deferral_rate is not None:
-        bound = float(bounds.upper_bound(deferred, n, confidence))
-    else:
-        bound = target
+    return _as_budget(result, float(used[index]), deferral=deferral_rate is not None)
+
+
+def _unlabelled(scores: Floats, rows: NDArray[np.intp]) -> LossColumn:
+    return LossColumn("deferral", scores, np.zeros(len(scores)), rows, 0.0, True)
+
+
+def _rate_index(walk: Walk, n: int, rate: float, confidence: float) -> tuple[int | None, Floats]:
+    check_enough(n, rate, confidence)
+    return budget_index(walk, n, rate, 1 - confidence), (n - walk.accepted) / n
+
+
+def _exceeded(target: float, least: float, column: LossColumn) -> NoValidThresholdError:
+    missing = int(np.isnan(column.score).sum())
+    return NoValidThresholdError(
+        f"the budget of {target:g} is not certified even at the lowest threshold, which uses "
+        f"{least:.4g} ({missing} of {len(column)} scores are missing and always defer)",
+        best_bound=least,
+    )
+
+
+def _as_budget(result: Calibration, used: float, *, deferral: bool) -> Calibration:
+    bound = result.target_risk
+    if deferral:
+        deferred = result.n - result.n_accepted
+        bound = float(bounds.upper_bound(deferred, result.n, result.confidence))
     return replace(
         result,
-        loss="deferral" if deferral_rate is not None else "cost",
-        risk=float(spent),
-        risk_bound=min(bound, target),
+        loss="deferral" if deferral else "cost",
+        risk=used,
+        risk_bound=min(bound, result.target_risk),
         notes=tuple(note for note in result.notes if not note.startswith("one class")),
     )
 
@@ -137,6 +141,21 @@ def budget_index(walk: Walk, n: int, rate: float, level: float) -> int | None:
 def _from_low_end(values: Floats, level: float) -> int | None:
     last = first_index(values[::-1], level)
     return None if last is None else len(values) - 1 - last
+
+
+def _rate(
+    deferral_rate: float | None,
+    cost_usd: float | None,
+    tier_costs: Sequence[float] | None,
+    confidence: float,
+) -> float | None:
+    """Return the budget as a deferral rate, None where costs vary."""
+    if (deferral_rate is None) == (cost_usd is None):
+        raise CalibrationError("give exactly one of deferral_rate and cost_usd")
+    if deferral_rate is None:
+        return _fixed_rate(cost_usd, tier_costs)
+    check_levels(deferral_rate, confidence)
+    return deferral_rate
 
 
 def _fixed_rate(cost_usd: float | None, tier_costs: Sequence[float] | None) -> float | None:
@@ -158,7 +177,7 @@ def _cost_index(
     boundary: int,
     budget: float,
     cap: float | None,
-    level: float,
+    confidence: float,
 ) -> tuple[int | None, Floats]:
     if data.cost is None or cap is None:
         raise CalibrationError(
@@ -179,5 +198,5 @@ def _cost_index(
     total = float((small + large).sum()) - walk_along(saved, walk.grid).total
     mean = total / len(column)
     values = bounds.hoeffding_bentkus_pvalue(mean / cap, len(column), budget / cap)
-    index = _from_low_end(values, level)
+    index = _from_low_end(values, 1 - confidence)
     return index, mean if math.isfinite(float(mean.sum())) else np.nan_to_num(mean)

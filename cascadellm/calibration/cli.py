@@ -22,7 +22,7 @@ from rich.progress import Progress as Bar
 from cascadellm.errors import CalibrationError, ConfigurationError, MissingDependencyError
 
 if TYPE_CHECKING:
-    from cascadellm.calibration.collect import Progress
+    from cascadellm.calibration.collect import Collection, Progress
     from cascadellm.calibration.records import CalibrationRecords
     from cascadellm.calibration.result import Calibration
 
@@ -86,15 +86,19 @@ def collect(
             max_cost_usd=max_cost,
             progress=show,
         )
-    cost = "unknown" if found.cost_usd is None else f"{found.cost_usd:.4g} USD"
     typer.echo(f"{len(found.records)} of {len(listed)} questions are complete -> {output}")
+    _say_run(found)
+    if found.left:
+        raise typer.Exit(3)
+
+
+def _say_run(found: Collection) -> None:
+    cost = "unknown" if found.cost_usd is None else f"{found.cost_usd:.4g} USD"
     typer.echo(f"{found.asked} calls in this run, cost {cost}")
     for name, error in list(found.failed.items())[:10]:
         typer.echo(f"failed: {name}: {error}", err=True)
     if found.stopped:
-        typer.echo(f"stopped at the limit of {max_cost:g} USD; run again to continue")
-    if found.left:
-        raise typer.Exit(3)
+        typer.echo("stopped at the cost limit; run again to continue")
 
 
 def calibrate(  # noqa: PLR0917 - typer passes every option by name

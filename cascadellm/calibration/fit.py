@@ -82,16 +82,7 @@ def fit_learned_score(
             given=int(known.sum()),
         )
     rows = np.flatnonzero(known)
-    fold = np.random.default_rng(seed).permutation(len(rows)) % folds
-    chances = {s: np.full((n, 2), np.nan) for s in _STRENGTHS}
-    for k in range(folds):
-        train, held = rows[fold != k], rows[fold == k]
-        columns = _columns(table, train)
-        inputs, outside = _expand(columns, table, train), _expand(columns, table, held)
-        for strength in _STRENGTHS:
-            for tier in (0, 1):
-                head = _head(inputs, labels[train, tier], strength)
-                chances[strength][held, tier] = _predict(head, outside)
+    chances = _cross_fit(table, labels, rows, folds, seed)
     best = min(_STRENGTHS, key=lambda s: _log_loss(chances[s][rows], labels[rows]))
     columns = _columns(table, rows)
     inputs = _expand(columns, table, rows)
@@ -108,6 +99,27 @@ def fit_learned_score(
         versions={**versions(), "scikit-learn": sklearn.__version__},
     )
     return Fitted(score, out)
+
+
+def _cross_fit(
+    table: Mapping[str, Floats],
+    labels: Floats,
+    rows: NDArray[np.intp],
+    folds: int,
+    seed: int,
+) -> dict[float, Floats]:
+    """Return, per strength, each record's chances from models that have not seen it."""
+    fold = np.random.default_rng(seed).permutation(len(rows)) % folds
+    chances = {s: np.full((len(labels), 2), np.nan) for s in _STRENGTHS}
+    for k in range(folds):
+        train, held = rows[fold != k], rows[fold == k]
+        columns = _columns(table, train)
+        inputs, outside = _expand(columns, table, train), _expand(columns, table, held)
+        for strength in _STRENGTHS:
+            for tier in (0, 1):
+                head = _head(inputs, labels[train, tier], strength)
+                chances[strength][held, tier] = _predict(head, outside)
+    return chances
 
 
 def apply_to(

@@ -36,7 +36,7 @@ def choose_grid(
     records: CalibrationRecords,
     *,
     boundary: int,
-    labelled: NDArray[np.bool_],
+    rows: NDArray[np.intp],
     grid: ArrayLike | None = None,
     score_range: tuple[float, float] | None = None,
     grid_share: float = 0.2,
@@ -50,7 +50,7 @@ def choose_grid(
     Args:
         records: The records.
         boundary: Boundary whose scores are meant.
-        labelled: Which records have labels. Shape (n,).
+        rows: Indices of the records that have labels.
         grid: The caller's thresholds.
         score_range: Least and largest value the score can take.
         grid_share: Share of labelled records to set aside, in (0, 1).
@@ -60,7 +60,9 @@ def choose_grid(
         CalibrationError: The grid or range is unusable.
         InsufficientDataError: Too few scores are left for quantiles.
     """
-    everything = np.flatnonzero(labelled)
+    everything = rows
+    labelled = np.zeros(len(records), dtype=bool)
+    labelled[rows] = True
     if grid is not None:
         return Grid(_falling(grid), everything, "given by the caller")
     if score_range is not None:

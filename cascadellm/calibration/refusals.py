@@ -13,6 +13,7 @@ from cascadellm.calibration.records import CalibrationRecords
 from cascadellm.errors import CalibrationError, InsufficientDataError, NoValidThresholdError
 
 __all__ = [
+    "check_enough",
     "check_levels",
     "check_unused",
     "no_signal",
@@ -52,6 +53,17 @@ def check_unused(records: CalibrationRecords) -> None:
             f"{used} of {len(records)} records were used to tune the score; a promise needs "
             "records that the score has never seen, so split them before fitting"
         )
+
+
+def check_enough(given: int, target_risk: float, confidence: float) -> None:
+    """Refuse fewer records than could ever certify the target.
+
+    Raises:
+        InsufficientDataError: There are too few.
+    """
+    needed = bounds.least_records(target_risk, confidence)
+    if given < needed:
+        raise too_few(given, needed, target_risk, confidence)
 
 
 def too_few(

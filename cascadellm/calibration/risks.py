@@ -12,8 +12,13 @@ from numpy.typing import ArrayLike
 from cascadellm.calibration import bounds
 from cascadellm.calibration.budget import budget_index
 from cascadellm.calibration.grid import choose_grid
-from cascadellm.calibration.losses import loss_column, walk_along
-from cascadellm.calibration.records import CalibrationRecord, CalibrationRecords, as_records
+from cascadellm.calibration.losses import LossColumn, Walk, loss_column, walk_along
+from cascadellm.calibration.records import (
+    CalibrationRecord,
+    CalibrationRecords,
+    Floats,
+    as_records,
+)
 from cascadellm.calibration.refusals import check_levels, check_unused, nothing_certified, too_few
 from cascadellm.calibration.result import Calibration
 from cascadellm.calibration.summary import summarise
@@ -74,51 +79,26 @@ def calibrate_risks(
         CalibrationError: The records or arguments are unusable.
     """
     data = as_records(records)
-    if not risks:
-        raise CalibrationError("expected at least one Risk(loss, target_risk), got none")
-    check_unused(data)
-    level = (1 - confidence) / (1 if deferral_rate is None else 2)
-    for risk in risks:
-        check_levels(risk.target_risk, confidence)
+    level = _level(data, risks, deferral_rate, confidence)
     columns = [loss_column(data, risk.loss, boundary) for risk in risks]
     rows = columns[0].rows
     for column in columns[1:]:
         rows = np.intersect1d(rows, column.rows)
-    labelled = np.zeros(len(data), dtype=bool)
-    labelled[rows] = True
     chosen = choose_grid(
         data,
         boundary=boundary,
-        labelled=labelled,
+        rows=rows,
         grid=grid,
         score_range=score_range,
         grid_share=grid_share,
         seed=seed,
     )
     columns = [restrict(column, chosen.rows) for column in columns]
-    n = len(columns[0])
-    needed = max(bounds.least_records(r.target_risk, 1 - level) for r in risks)
-    if n < needed:
-        raise too_few(n, needed, min(r.target_risk for r in risks), 1 - level)
-    ends = []
-    for risk, column in zip(risks, columns, strict=True):
-        tested = test_loss(column, chosen.values, risk.target_risk, level, "auto", seed)
-        if tested.index is None or tested.walk.accepted[tested.index] == 0:
-            raise nothing_certified(column, tested.walk, risk.target_risk, 1 - level)
-        ends.append(tested.index)
-    index = min(ends)
+    index = _last_passing(columns, risks, chosen.values, level, seed)
     walk = walk_along(columns[0], chosen.values)
     targets = [(risk.loss, risk.target_risk) for risk in risks]
     if deferral_rate is not None:
-        check_levels(deferral_rate, confidence)
-        highest = budget_index(walk, n, deferral_rate, level)
-        if highest is None or highest > index:
-            raise NoValidThresholdError(
-                "the promises about quality and the budget exclude each other: quality needs "
-                f"{1 - walk.accepted[index] / n:.1%} of the calls to go on, the budget certifies "
-                f"at most {deferral_rate:.1%}",
-                best_bound=float(1 - walk.accepted[index] / n),
-            )
+        highest = _within_budget(walk, len(columns[0]), deferral_rate, level, index)
         index = index if prefer == "cost" else highest
         targets.append(("deferral", deferral_rate))
     result = summarise(
@@ -134,3 +114,50 @@ def calibrate_risks(
         seed=seed,
     )
     return replace(result, loss="+".join(name for name, _ in targets), targets=tuple(targets))
+
+
+def _level(
+    data: CalibrationRecords,
+    risks: Sequence[Risk],
+    deferral_rate: float | None,
+    confidence: float,
+) -> float:
+    if not risks:
+        raise CalibrationError("expected at least one Risk(loss, target_risk), got none")
+    check_unused(data)
+    for risk in risks:
+        check_levels(risk.target_risk, confidence)
+    if deferral_rate is None:
+        return 1 - confidence
+    check_levels(deferral_rate, confidence)
+    return (1 - confidence) / 2
+
+
+def _last_passing(
+    columns: Sequence[LossColumn], risks: Sequence[Risk], grid: Floats, level: float, seed: int
+) -> int:
+    """Return the index of the last threshold at which the walk of every risk passes."""
+    n = len(columns[0])
+    needed = max(bounds.least_records(r.target_risk, 1 - level) for r in risks)
+    if n < needed:
+        raise too_few(n, needed, min(r.target_risk for r in risks), 1 - level)
+    ends = []
+    for risk, column in zip(risks, columns, strict=True):
+        tested = test_loss(column, grid, risk.target_risk, level, "auto", seed)
+        if tested.index is None or tested.walk.accepted[tested.index] == 0:
+            raise nothing_certified(column, tested.walk, risk.target_risk, 1 - level)
+        ends.append(tested.index)
+    return min(ends)
+
+
+def _within_budget(walk: Walk, n: int, rate: float, level: float, index: int) -> int:
+    """Return the highest threshold that keeps the budget, if quality allows that one."""
+    highest = budget_index(walk, n, rate, level)
+    if highest is None or highest > index:
+        share = float(1 - walk.accepted[index] / n)
+        raise NoValidThresholdError(
+            "the promises about quality and the budget exclude each other: quality needs "
+            f"{share:.1%} of the calls to go on, the budget certifies at most {rate:.1%}",
+            best_bound=share,
+        )
+    return highest

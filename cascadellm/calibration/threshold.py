@@ -18,11 +18,11 @@ from cascadellm.calibration.records import (
     as_records,
 )
 from cascadellm.calibration.refusals import (
+    check_enough,
     check_levels,
     check_unused,
     no_signal,
     nothing_certified,
-    too_few,
 )
 from cascadellm.calibration.result import Calibration
 from cascadellm.calibration.summary import summarise
@@ -76,24 +76,19 @@ def calibrate_threshold(
     check_levels(target_risk, confidence)
     check_unused(data)
     column = loss_column(data, loss, boundary)
-    needed = bounds.least_records(target_risk, confidence)
-    if len(column) < needed:
-        raise too_few(len(column), needed, target_risk, confidence)
-    labelled = np.zeros(len(data), dtype=bool)
-    labelled[column.rows] = True
+    check_enough(len(column), target_risk, confidence)
     chosen = choose_grid(
         data,
         boundary=boundary,
-        labelled=labelled,
+        rows=column.rows,
         grid=grid,
         score_range=score_range,
         grid_share=grid_share,
         seed=seed,
     )
     column = restrict(column, chosen.rows)
+    check_enough(len(column), target_risk, confidence)
     tested = test_loss(column, chosen.values, target_risk, 1 - confidence, method, seed)
-    if len(column) < needed:
-        raise too_few(len(column), needed, target_risk, confidence)
     if tested.index is None or tested.walk.accepted[tested.index] == 0:
         raise nothing_certified(column, tested.walk, target_risk, confidence)
     kept_all = tested.walk.accepted[tested.index] == tested.walk.accepted[-1]

@@ -171,19 +171,7 @@ def evaluate(
     orders = {name: Ordering.of(values) for name, values in scores.items()}
     exact = _measure_all(pair, orders, np.ones((1, len(pair))), margin)
     boot = _bootstrap(pair, orders, margin, resamples, seed) if resamples else {}
-    baselines = list(orders)[mine:]
-    results = tuple(
-        PolicyResult(
-            name,
-            name in baselines,
-            Curve.of(pair, order),
-            order.missing,
-            {m: float(getattr(exact[name], m)[0]) for m in METRICS},
-            _intervals(boot.get(name)),
-            _differences(name, boot, baselines),
-        )
-        for name, order in orders.items()
-    )
+    results = _results(pair, orders, exact, boot, list(orders)[mine:])
     points = tuple(
         operating_point(data, name, value, tier_costs=tier_costs)
         for name, value in (thresholds or {}).items()
@@ -201,6 +189,27 @@ def evaluate(
         seed,
         resamples,
         data.fingerprint,
+    )
+
+
+def _results(
+    pair: Pair,
+    orders: Mapping[str, Ordering],
+    exact: Mapping[str, Metrics],
+    boot: Mapping[str, Metrics],
+    baselines: Sequence[str],
+) -> tuple[PolicyResult, ...]:
+    return tuple(
+        PolicyResult(
+            name,
+            name in baselines,
+            Curve.of(pair, order),
+            order.missing,
+            {m: float(getattr(exact[name], m)[0]) for m in METRICS},
+            _intervals(boot.get(name)),
+            _differences(name, boot, baselines),
+        )
+        for name, order in orders.items()
     )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cascadellm.calibration import bounds
-from cascadellm.calibration.records import CalibrationRecords
+from cascadellm.calibration.records import CalibrationRecords, Floats
 from cascadellm.calibration.result import Calibration, Interval
 from cascadellm.calibration.search import answered_by
 from cascadellm.errors import CalibrationError
@@ -62,25 +62,8 @@ def operating_point(
     Raises:
         CalibrationError: The thresholds do not fit, or nothing is graded.
     """
+    values, reused, target = _thresholds(records, name, thresholds)
     last = records.tiers - 1
-    values = np.full(last, math.inf)
-    reused, target = 0, None
-    if isinstance(thresholds, Calibration):
-        if max(thresholds.boundaries) >= last:
-            raise CalibrationError(
-                f"{name!r} was calibrated for boundary {max(thresholds.boundaries)}, these "
-                f"records have {records.tiers} tiers"
-            )
-        values[list(thresholds.boundaries)] = thresholds.thresholds
-        used = set(thresholds.ids)
-        reused = sum(d in used for d in records.id_digests) if used else 0
-        if thresholds.fingerprint == records.fingerprint:
-            reused = len(records)
-        target = thresholds.target_risk
-    else:
-        if len(thresholds) != last:
-            raise CalibrationError(f"{name!r}: expected {last} threshold(s), got {thresholds!r}")
-        values[:] = thresholds
     if records.correct is None:
         raise CalibrationError("an operating point reads `correct`, which is not recorded")
     answered = answered_by(records, values)
@@ -107,6 +90,30 @@ def operating_point(
         target,
         reused,
     )
+
+
+def _thresholds(
+    records: CalibrationRecords, name: str, thresholds: Calibration | Sequence[float]
+) -> tuple[Floats, int, float | None]:
+    """Return one threshold per boundary, the records used before, and the promise."""
+    last = records.tiers - 1
+    values = np.full(last, math.inf)
+    if not isinstance(thresholds, Calibration):
+        if len(thresholds) != last:
+            raise CalibrationError(f"{name!r}: expected {last} threshold(s), got {thresholds!r}")
+        values[:] = thresholds
+        return values, 0, None
+    if max(thresholds.boundaries) >= last:
+        raise CalibrationError(
+            f"{name!r} was calibrated for boundary {max(thresholds.boundaries)}, these records "
+            f"have {records.tiers} tiers"
+        )
+    values[list(thresholds.boundaries)] = thresholds.thresholds
+    used = set(thresholds.ids)
+    reused = sum(d in used for d in records.id_digests) if used else 0
+    if thresholds.fingerprint == records.fingerprint:
+        reused = len(records)
+    return values, reused, thresholds.target_risk
 
 
 def _cost(
