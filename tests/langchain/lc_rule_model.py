@@ -14,9 +14,9 @@ __all__ = ["rule_model"]
 class RuleModel(FakeModel):
     """Calls the first tool with arguments that satisfy its schema, else talks."""
 
-    def _answer(self, messages: Any, kwargs: dict[str, Any]) -> Any:
-        self.calls.append((messages, dict(kwargs)))
-        return self._complete(_reply(messages, kwargs.get("tools") or []), messages)
+    def _answer(self, messages: Any, turn: int) -> Any:
+        tools = self.calls[turn][1].get("tools") or []
+        return self._complete(_reply(messages, tools), messages)
 
 
 def rule_model(name: str, logprob: float = -0.1) -> RuleModel:
