@@ -19,7 +19,14 @@ from typing import Any, Self
 from cascadellm.errors import ConfigurationError, MissingDependencyError
 from llamaindex_cascade.openinference import instrument_openinference
 
-__all__ = ["Tracing", "instrument_openinference", "to_langsmith", "to_otlp", "to_phoenix"]
+__all__ = [
+    "Tracing",
+    "instrument",
+    "instrument_openinference",
+    "to_langsmith",
+    "to_otlp",
+    "to_phoenix",
+]
 
 _EXTRA = "trace"
 
@@ -61,6 +68,19 @@ class Tracing:
         trace: TracebackType | None,
     ) -> None:
         self.close()
+
+
+def instrument(provider: Any, *, hide_content: bool = False) -> Tracing:
+    """Instrument LlamaIndex for a tracer provider of your own, with its own destinations.
+
+    Args:
+        provider: An OpenTelemetry `TracerProvider`.
+        hide_content: Whether questions and answers stay out of the traces.
+
+    Raises:
+        MissingDependencyError: The extra `trace` is not installed.
+    """
+    return _start(None, {}, provider, hide_content=hide_content)
 
 
 def to_otlp(
@@ -189,7 +209,8 @@ def _start(
     owned = provider is None
     if owned:
         provider = TracerProvider(resource=Resource.create(dict(resource)))
-    provider.add_span_processor(processor)
+    if processor is not None:
+        provider.add_span_processor(processor)
     if not running:
         config = TraceConfig(hide_inputs=True, hide_outputs=True) if hide_content else TraceConfig()
         instrumentor.instrument(tracer_provider=provider, config=config)

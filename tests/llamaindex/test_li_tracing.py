@@ -194,6 +194,20 @@ def test_a_second_destination_joins_a_provider(receiver: OtlpServer) -> None:
         provider.shutdown()
 
 
+def test_a_provider_of_ones_own_can_be_instrumented() -> None:
+    """`instrument` takes a provider with its own destinations and leaves it running."""
+    memory = InMemorySpanExporter()
+    provider = TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(memory))
+    with tracing.instrument(provider):
+        asked(pair()[0], "chat")
+    assert len(memory.get_finished_spans()) == 6
+    with provider.get_tracer("user").start_as_current_span("still running"):
+        pass
+    assert memory.get_finished_spans()[-1].name == "still running"
+    provider.shutdown()
+
+
 def test_content_can_be_hidden(receiver: OtlpServer) -> None:
     """With `hide_content` no question and no answer leaves; decisions and tokens do."""
     with tracing.to_otlp(receiver.url, hide_content=True):

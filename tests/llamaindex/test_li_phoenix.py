@@ -1,0 +1,87 @@
+"""Phoenix itself, where it is installed: started on loopback, sent a trace, asked for it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+EXAMPLE = Path(__file__).parents[2] / "examples" / "phoenix_trace.py"
+# Phoenix brings many packages, so it may live in an environment of its own
+PYTHON = os.environ.get("CASCADE_PHOENIX_PYTHON") or (
+    sys.executable if importlib.util.find_spec("phoenix") else None
+)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=5):
+            return True
+    except (urllib.error.URLError, ConnectionError, TimeoutError):
+        return False
+
+
+@pytest.fixture
+def phoenix(tmp_path: Path) -> Iterator[str]:
+    """Start Phoenix on a free port; yield its address."""
+    if PYTHON is None:
+        pytest.skip("arize-phoenix is not installed; CASCADE_PHOENIX_PYTHON may name a Python")
+    port = _free_port()
+    env = {
+        **os.environ,
+        "PHOENIX_HOST": "127.0.0.1",
+        "PHOENIX_PORT": str(port),
+        "PHOENIX_GRPC_PORT": str(_free_port()),
+        "PHOENIX_WORKING_DIR": str(tmp_path),
+    }
+    command = [PYTHON, "-m", "phoenix.server.main", "serve"]
+    with (tmp_path / "log").open("w") as log:
+        process = subprocess.Popen(command, env=env, stdout=log, stderr=log)
+    url = f"http://127.0.0.1:{port}"
+    until = time.monotonic() + 240
+    try:
+        while not _answers(url):
+            assert process.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < until, "Phoenix did not start in time"
+            time.sleep(0.5)
+        yield url
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+@pytest.mark.phoenix
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_phoenix_shows_the_trace(phoenix: str) -> None:
+    """The example's trace is read back from Phoenix: who answered, and the whole tree."""
+    result = subprocess.run(
+        [sys.executable, str(EXAMPLE), "--endpoint", phoenix, "--check"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    found = json.loads(result.stdout[result.stdout.index("{") :])
+    assert found["answered_by"] == "large"
+    names = found["spans"]
+    assert names.count("CascadeTier.attempt") == 2
+    assert names.count("LocalLLM.chat") == 2
+    assert names.count("DeferralPolicy.decide") == 1
+    assert "RetrieverQueryEngine.query" in names
