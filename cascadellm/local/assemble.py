@@ -104,6 +104,17 @@ class TextAssembler:
         self._read()
         return self._unsent()
 
+    def certain(self, scores: Sequence[RowScore], since: int) -> tuple[TokenScore, ...]:
+        """Return the scored tokens from `since` on whose part of the answer is certain."""
+        place = count = 0
+        for end in self._ends[: len(scores)]:
+            if max(end, place + 1) > self._writer.written:
+                break
+            place, count = end, count + 1
+        if count <= since:
+            return ()
+        return self._scored(self.token_ids[:count], scores[:count], self._ends[:count])[since:]
+
     def finish(
         self,
         *,
@@ -172,8 +183,13 @@ class TextAssembler:
 
     def _token_scores(self, scores: Sequence[RowScore]) -> tuple[TokenScore, ...]:
         assert len(scores) == len(self.token_ids), (len(scores), len(self.token_ids))
+        return self._scored(self.token_ids, scores, self._ends)
+
+    def _scored(
+        self, token_ids: Sequence[int], scores: Sequence[RowScore], ends: Sequence[int]
+    ) -> tuple[TokenScore, ...]:
         text = self._table.text
-        parts = self._writer.parts(self._ends)
+        parts = self._writer.parts(ends)
         return tuple(
             TokenScore(
                 text(token_id),
@@ -182,7 +198,7 @@ class TextAssembler:
                 score.entropy,
                 "other" if token_id in self._table.hidden else part,
             )
-            for token_id, score, part in zip(self.token_ids, scores, parts, strict=True)
+            for token_id, score, part in zip(token_ids, scores, parts, strict=True)
         )
 
     def _spans(self) -> tuple[tuple[int, int, str], ...]:
@@ -207,6 +223,11 @@ class _Writer:
         self._part: Part = "answer"
         self._space = ""
         self._trim = False
+
+    @property
+    def written(self) -> int:
+        """Length of the raw text whose part is certain."""
+        return self._at
 
     def write(self, chunks: Sequence[tuple[Part, str]]) -> None:
         """Take chunks in the order of the raw text."""

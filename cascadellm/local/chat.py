@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cascadellm.errors import ConfigurationError, ContextWindowError, ModelError
+from cascadellm.local.families import fit_call_ids
 
 if TYPE_CHECKING:
     import torch
@@ -84,7 +85,8 @@ def render(
     Raises:
         ModelError: There is no template, or the template refuses the messages.
     """
-    if not (tokenizer.chat_template or template_kwargs.get("chat_template")):
+    template = template_kwargs.get("chat_template") or tokenizer.chat_template
+    if not template:
         raise ModelError(
             f"{name} has no chat template, so it cannot read chat messages; pass a plain "
             "string, choose an instruction-tuned model, or give a template in "
@@ -92,7 +94,7 @@ def render(
         )
     turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
     options = {"add_generation_prompt": True, **template_kwargs, "tokenize": False}
-    prepared = normalise(turns)
+    prepared = fit_call_ids(normalise(turns), str(template))
     try:
         text: str = tokenizer.apply_chat_template(
             prepared, tools=list(tools) if tools else None, **options

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -34,6 +35,7 @@ class Job:
         done: Whether nothing more will be written.
         error: Why it was given up, or None.
         gone: Whether its caller has left.
+        streamed: Whether its pieces carry scores, so that each token is scored at once.
     """
 
     def __init__(
@@ -52,6 +54,8 @@ class Job:
         self.error: Exception | None = None
         self.done = False
         self.gone = False
+        self.streamed = False
+        self._given = 0
         start = prompt.ids
         if loaded.is_encoder_decoder:
             start = torch.tensor([[decoder_start(loaded.module)]])
@@ -88,10 +92,15 @@ class Job:
         return ended or len(self.assembler.token_ids) >= self.limit
 
     def delta(self) -> Piece:
-        """Return text that has become certain since the last call."""
+        """Return text, and scores of tokens, that have become certain since the last call."""
         with self._reading:
             self._read = len(self.assembler.token_ids)
-            return self.assembler.delta()
+            piece = self.assembler.delta()
+            if self.scores is None:
+                return piece
+            tokens = self.assembler.certain(tuple(self.scores.found), self._given)
+            self._given += len(tokens)
+        return replace(piece, tokens=tokens, input_tokens=self.prompt.length)
 
     def finish(self) -> Piece:
         """Return the last piece, which carries the answer.
@@ -195,6 +204,9 @@ class Decoding:
             places = torch.tensor([place for place, _ in wanted], device=rows.device)
             rows, tokens = rows[places], tokens[places]
         self._buffer.add(rows, tokens, lists)
+        if any(job.streamed for job in self.jobs):
+            # whoever watches the draft decides by the token just written
+            self._buffer.flush()
 
 
 class _Seen:

@@ -15,8 +15,8 @@ from cascadellm.local.batch import Caller, SharedBatch
 from cascadellm.local.chat import Prompt, check_room, plain_text, render
 from cascadellm.local.decoding import Job
 from cascadellm.local.detokenize import TokenTable
+from cascadellm.local.families import VISIBLE, sections_for
 from cascadellm.local.load import Loaded, free, out_of_memory
-from cascadellm.local.sections import TAGS, Sections, TagSections, TemplateSections
 from cascadellm.local.settings import Settings
 
 __all__ = ["CallerGoneError", "Runner"]
@@ -57,7 +57,7 @@ class Runner:
         self._batch = SharedBatch(
             lambda: self.loaded, self.lock, jobs=batch_size, tokens=batch_tokens
         )
-        self._table = TokenTable(loaded.tokenizer, visible=TAGS)
+        self._table = TokenTable(loaded.tokenizer, visible=VISIBLE)
 
     @property
     def loaded(self) -> Loaded:
@@ -69,6 +69,12 @@ class Runner:
         if self._loaded is None:
             raise ModelError(f"{self.name} is closed; build a new LocalModel to use it again")
         return self._loaded
+
+    @property
+    def _template(self) -> str:
+        """The chat template in use; empty if there is none."""
+        given = self._template_kwargs.get("chat_template")
+        return str(given or self.loaded.tokenizer.chat_template or "")
 
     @property
     def closed(self) -> bool:
@@ -94,8 +100,7 @@ class Runner:
         """
         loaded = self.loaded
         tokenizer = loaded.tokenizer
-        template = tokenizer.chat_template or self._template_kwargs.get("chat_template")
-        raw = not template and (isinstance(messages, str) or loaded.is_encoder_decoder)
+        raw = not self._template and (isinstance(messages, str) or loaded.is_encoder_decoder)
         if raw:
             text = plain_text(messages)
         else:
@@ -117,18 +122,15 @@ class Runner:
 
     def assembler(self, prompt: Prompt, settings: Settings) -> TextAssembler:
         """Return a fresh assembler for one answer to this prompt."""
-        template = getattr(self.loaded.tokenizer, "response_template", None)
-        sections: Sections
-        if template is not None:
-            sections = TemplateSections(template, prompt.text, prompt.tools)
-        else:
-            sections = TagSections(tools=bool(prompt.tools), thinking=prompt.thinking)
+        declared = getattr(self.loaded.tokenizer, "response_template", None)
         return TextAssembler(
             self._table,
             eos_ids=self.loaded.eos_ids,
             stop=settings.stop,
-            sections=sections,
-            special=template is not None,
+            sections=sections_for(
+                self._template, declared, prompt.text, prompt.tools, thinking=prompt.thinking
+            ),
+            special=declared is not None,
         )
 
     def pieces(
@@ -141,6 +143,7 @@ class Runner:
         """
         caller = caller or Caller()
         job = self._job(messages, tools, settings)
+        job.streamed = True
         self._batch.submit(caller, [job])
         with self._waiting(caller):
             while not job.done:
@@ -150,7 +153,7 @@ class Runner:
                 if job.done:
                     break
                 piece = job.delta()
-                if piece.text or piece.reasoning:
+                if piece.text or piece.reasoning or piece.tokens:
                     yield piece
             last = job.finish()
         yield last

@@ -32,7 +32,7 @@ __all__ = [
     "read_config",
 ]
 
-_END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|end|>", "<end_of_turn>", "<turn|>")
+_END_OF_TURN = ("<|im_end|>", "<|eot_id|>", "<|eom_id|>", "<|end|>", "<end_of_turn>", "<turn|>")
 _UNLIMITED = 1_000_000
 _SLOW_ON_CPU = 500_000_000
 

@@ -1,0 +1,191 @@
+"""How the models of a family write tool calls, told apart by their chat template.
+
+- the tokenizer's own form: whatever its `response_template` declares
+- Mistral, where the template holds `[TOOL_CALLS]`: `[TOOL_CALLS][{"name": ..., "arguments": ...}]`
+  or `[TOOL_CALLS]name[ARGS]{...}`
+- Llama 3, where it holds `<|python_tag|>` or `ipython`: `{"name": ..., "parameters": {...}}` as the
+  whole answer
+- Hermes and Qwen, otherwise: `<tool_call>{"name": ..., "arguments": {...}}</tool_call>`
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cascadellm.answer import ToolCall
+from cascadellm.local.sections import (
+    TAGS,
+    Chunk,
+    Sections,
+    TagSections,
+    TemplateSections,
+    open_suffix,
+)
+from cascadellm.local.toolcalls import hermes_call, schema_call
+
+__all__ = ["VISIBLE", "LlamaSections", "MistralSections", "fit_call_ids", "sections_for"]
+
+_CALLS, _ARGS, _ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
+_PYTHON = "<|python_tag|>"
+_ID_LENGTH = 9
+
+VISIBLE = (*TAGS, _CALLS, _ARGS, _ID, _PYTHON)
+"""Tags that must stay in the text although tokenizers call them special."""
+
+
+def sections_for(
+    template: str, declared: Any, prompt: str, tools: Sequence[Mapping[str, Any]], *, thinking: bool
+) -> Sections:
+    """Return what splits the answers of a model.
+
+    Args:
+        template: Its chat template.
+        declared: Its tokenizer's `response_template`, or None.
+        prompt: The rendered prompt.
+        tools: Tools of the request; without any, nothing is read as a call.
+        thinking: Whether the prompt ends inside a reasoning block.
+    """
+    if declared is not None:
+        return TemplateSections(declared, prompt, tools)
+    if tools and _CALLS in template:
+        return MistralSections()
+    if tools and (_PYTHON in template or "ipython" in template):
+        return LlamaSections(tools)
+    return TagSections(tools=bool(tools), thinking=thinking)
+
+
+def fit_call_ids(messages: list[dict[str, Any]], template: str) -> list[dict[str, Any]]:
+    """Shorten the identifiers of tool calls where the template demands nine characters.
+
+    A call and its result keep one identifier; other templates see them unchanged.
+    """
+    if _CALLS not in template:
+        return messages
+    fitted = []
+    for message in messages:
+        changed = dict(message)
+        if "tool_calls" in message:
+            changed["tool_calls"] = [{**c, "id": _short(c["id"])} for c in message["tool_calls"]]
+        if "tool_call_id" in message:
+            changed["tool_call_id"] = _short(message["tool_call_id"])
+        fitted.append(changed)
+    return fitted
+
+
+def _short(call_id: Any) -> str:
+    text = str(call_id)
+    if len(text) == _ID_LENGTH and text.isalnum():
+        return text
+    return hashlib.sha256(text.encode()).hexdigest()[:_ID_LENGTH]
+
+
+class MistralSections:
+    """Reads `[TOOL_CALLS]`; everything after it is calls, up to the end."""
+
+    def __init__(self) -> None:
+        self._held = ""
+        self._body: str | None = None
+        self.calls: list[ToolCall] = []
+
+    def feed(self, text: str) -> list[Chunk]:
+        """Take new characters; return those whose part is now certain."""
+        if self._body is not None:
+            self._body += text
+            return [("arguments", text)] if text else []
+        text = self._held + text
+        before, tag, after = text.partition(_CALLS)
+        if tag:
+            self._held, self._body = "", after
+            chunks: list[Chunk] = [("answer", before), ("other", tag), ("arguments", after)]
+        else:
+            cut = len(text) - open_suffix(text, [_CALLS])
+            self._held = text[cut:]
+            chunks = [("answer", text[:cut])]
+        return [chunk for chunk in chunks if chunk[1]]
+
+    def finish(self) -> list[Chunk]:
+        """Return the rest and read the calls."""
+        if self._body is None:
+            return [("answer", self._held)] if self._held else []
+        for part in self._body.split(_CALLS):
+            self.calls.extend(_mistral_calls(part.strip()))
+        return []
+
+
+def _mistral_calls(written: str) -> list[ToolCall]:
+    if _ARGS not in written:
+        try:
+            return list(schema_call(json.loads(written), written))
+        except ValueError:
+            return [ToolCall(name="", arguments=None, raw=written)]
+    head, _, arguments = written.partition(_ARGS)
+    name, _, call_id = head.partition(_ID)
+    raw = arguments.strip()
+    try:
+        parsed = json.loads(raw)
+    except ValueError:
+        parsed = None
+    found = parsed if isinstance(parsed, dict) else None
+    return [ToolCall(name=name.strip(), arguments=found, id=call_id.strip(), raw=raw)]
+
+
+class LlamaSections:
+    """Reads an answer that is nothing but a call; anything else is text.
+
+    A text that starts like JSON is held back until its end, because only then it is known
+    whether it calls one of the tools.
+
+    Args:
+        tools: The tools that may be called.
+    """
+
+    def __init__(self, tools: Sequence[Mapping[str, Any]]) -> None:
+        self._names = {tool.get("function", tool).get("name") for tool in tools}
+        self._held = ""
+        self._text = False
+        self.calls: list[ToolCall] = []
+
+    def feed(self, text: str) -> list[Chunk]:
+        """Take new characters; return those whose part is now certain."""
+        if self._text:
+            return [("answer", text)] if text else []
+        self._held += text
+        start = self._held.lstrip()
+        may_call = not start or start.startswith("{") or _PYTHON.startswith(start[: len(_PYTHON)])
+        if may_call:
+            return []
+        held, self._held, self._text = self._held, "", True
+        return [("answer", held)]
+
+    def finish(self) -> list[Chunk]:
+        """Return the rest: a call of a known tool, a call marked as such, or text."""
+        held, self._held = self._held, ""
+        if not held:
+            return []
+        lead, tag, body = held.partition(_PYTHON)
+        if not tag:
+            lead, body = "", held
+        calls = [hermes_call(part) for part in _objects(body)]
+        if tag or all(call.name in self._names for call in calls):
+            self.calls.extend(calls)
+            chunks: list[Chunk] = [("other", lead + tag), ("arguments", body)]
+            return [chunk for chunk in chunks if chunk[1]]
+        return [("answer", held)]
+
+
+def _objects(body: str) -> list[str]:
+    """Split `{...}; {...}` at the separators between objects, not inside them."""
+    parts: list[str] = []
+    rest = body.strip()
+    decoder = json.JSONDecoder()
+    while rest:
+        try:
+            end = decoder.raw_decode(rest)[1]
+        except ValueError:
+            return [*parts, rest]
+        parts.append(rest[:end])
+        rest = rest[end:].lstrip("; \n")
+    return parts or [""]
