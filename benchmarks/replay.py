@@ -65,6 +65,9 @@ def main() -> int:
         "learned": [asdict(r) for r in replay_splits.learned(root, splits)],
         "routers": [asdict(r) for r in replay_splits.routers(root, splits)],
         "certified": [asdict(r) for r in replay_splits.certified(root)],
+        "coverage": [
+            asdict(r) for r in replay_splits.coverage(root, 100 if arguments.quick else 1000)
+        ],
         "unanimous": replay_splits.unanimous(root),
         "splits": splits,
     }
@@ -96,58 +99,84 @@ def _machine() -> dict[str, str]:
 
 def _page(results: dict[str, Any]) -> str:
     share, quality, large = results["unanimous"]
-    lines = [
-        "# Replay of published records",
-        "",
-        (f"Stated values reproduced to the printed digits: "
-        f"{results['stated_values'] - len(results['not_reproduced'])} of "
-        f"{results['stated_values']}."),
-        *(f"- {place}, {metric}: {ours}, stated {theirs}"
-          for place, metric, ours, theirs in results["not_reproduced"]),
-        "",
-        "Definitions: `docs/calibration.md`. norm: 0 = random deferral, 1 = oracle.",
-        "",
+    missed, stated = results["not_reproduced"], results["stated_values"]
+    machine = ", ".join(f"{k} {v}" for k, v in results["machine"].items())
+    reproduced = stated - len(missed)
+    return "\n\n".join(
+        [
+            "# Replay of published records",
+            f"Stated values reproduced to the printed digits: {reproduced} of {stated}.",
+            *(f"{place}, {m}: {ours}, stated {theirs}" for place, m, ours, theirs in missed),
+            "Definitions: `docs/calibration.md`. norm: 0 = random deferral, 1 = oracle.",
+            *_routers(results),
+            *_learned(results),
+            *_certified(results),
+            *_coverage(results),
+            "## Agreement",
+            "ZeroEval GSM8K: escalating unless Llama-3.1-8B, Qwen2-7B and Gemma-2-9B agree sends "
+            f"{share:.1%} to GPT-4o and reaches {quality:.3f}; GPT-4o alone has {large:.3f}. All "
+            "three small calls are paid on every question.",
+            f"Machine: {machine}; {results['seconds']} s.\n",
+        ]
+    )
+
+
+def _routers(results: dict[str, Any]) -> list[str]:
+    names = ("set", "router", "labels", "APGR", "CPT50", "CPT80", "norm")
+    return [
         "## Routers on RouteLLM's records",
-        "",
-        (f"Published rows stand as printed; ours are means over {results['splits']} random splits, "
-        "scored on the questions whose labels were not used."),
-        ("The subject router is told the subject, and its labels come from the same pool, which "
-        "RouteLLM's did not: the rows are not like for like."),
-        "",
-        *_table(("set", "router", "labels", "APGR", "CPT50", "CPT80", "norm"), _router_rows(results)),
-        "",
+        f"Published rows stand as printed; ours are means over {results['splits']} random splits, "
+        "scored on the questions whose labels were not used. The subject router is told the "
+        "subject, and its labels come from the same pool, which RouteLLM's did not; the router on "
+        "both lengths needs the small answer first. The rows are not like for like.",
+        _table(names, _router_rows(results)),
+    ]
+
+
+def _learned(results: dict[str, Any]) -> list[str]:
+    rows = [
+        (
+            r["place"],
+            r["splits"],
+            r["raw_name"],
+            f"{r['raw']:.3f}",
+            f"{r['learned']:.3f}",
+            r["wins"],
+        )
+        for r in results["learned"]
+    ]
+    return [
         "## Learned score against the raw one",
-        "",
         "Fitted on one half (MLQE: train), judged on the other (MLQE: dev); mean norm.",
-        "",
-        *_table(
-            ("set", "splits", "raw score", "raw", "learned", "splits won"),
-            [
-                (r["place"], r["splits"], r["raw_name"], f"{r['raw']:.3f}", f"{r['learned']:.3f}",
-                 r["wins"])
-                for r in results["learned"]
-            ],
-        ),
-        "",
+        _table(("set", "splits", "raw score", "raw", "learned", "splits won"), rows),
+    ]
+
+
+def _certified(results: dict[str, Any]) -> list[str]:
+    names = ("set", "promised", "labels", "result", "kept", "loss", "gap")
+    return [
         "## Certified thresholds, measured on the other half",
-        "",
-        ("One-sided loss at 95% confidence. Loss: share of questions where the cascade is wrong "
-        "and the large tier right. Gap: quality lost against the large tier, in points."),
-        "",
-        *_table(
-            ("set", "promised", "labels", "result", "kept", "loss", "gap"),
-            [_certified_row(r) for r in results["certified"]],
-        ),
-        "",
-        (f"Agreement on ZeroEval GSM8K: escalating unless Llama-3.1-8B, Qwen2-7B and Gemma-2-9B "
-        f"agree sends {share:.1%} to GPT-4o and reaches {quality:.3f}; GPT-4o alone has "
-        f"{large:.3f}. All three small calls are paid on every question."),
-        "",
-        "Machine: " + ", ".join(f"{k} {v}" for k, v in results["machine"].items())
-        + f"; {results['seconds']} s.",
-        "",
+        "One-sided loss at 95% confidence. Loss: share of questions where the cascade is wrong and "
+        "the large tier right, which varies around the true risk from half to half. Gap: quality "
+        "lost against the large tier, in points.",
+        _table(names, [_certified_row(r) for r in results["certified"]]),
+    ]
+
+
+def _coverage(results: dict[str, Any]) -> list[str]:
+    names = ("set", "promised", "labels", "sets", "promise broken", "kept")
+    rows = [
+        (r["place"], r["target"], r["labels"], r["sets"], f"{r['violations']:.3f}",
+         f"{r['kept']:.1%}")
+        for r in results["coverage"]
     ]  # fmt: skip
-    return "\n".join(lines)
+    return [
+        "## The promise on real records",
+        "All records of a table are the population; sets are drawn from them with replacement, a "
+        "threshold is calibrated at 90% confidence on each, and its risk is measured on all. A "
+        "valid method stays below 0.1157 in nineteen of twenty such rows of 1,000 sets.",
+        _table(names, rows),
+    ]
 
 
 def _router_rows(results: dict[str, Any]) -> list[tuple[Any, ...]]:
@@ -175,12 +204,9 @@ def _certified_row(row: dict[str, Any]) -> tuple[Any, ...]:
     return row["place"], row["target"], row["labels"], row["result"], kept, loss, gap
 
 
-def _table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> list[str]:
-    return [
-        "| " + " | ".join(names) + " |",
-        "|" + "---|" * len(names),
-        *("| " + " | ".join(str(v) for v in row) + " |" for row in rows),
-    ]
+def _table(names: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    lines = [names, ["---"] * len(names), *rows]
+    return "\n".join("| " + " | ".join(str(v) for v in line) + " |" for line in lines)
 
 
 if __name__ == "__main__":

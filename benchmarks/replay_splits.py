@@ -248,6 +248,56 @@ def _certify(place: str, records: CalibrationRecords, target: float) -> Certifie
     )  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Coverage:
+    """How often the promise broke when all records are the population."""
+
+    place: str
+    target: float
+    labels: int
+    sets: int
+    violations: float
+    kept: float
+
+
+def coverage(root: Path, sets: int, labels: int = 500) -> list[Coverage]:
+    """Draw sets with replacement, calibrate at 90%, and measure the risk on all records."""
+    tables = {
+        "LifeEval BoolQ, token": data.lifeeval(root, "boolq_valid", unparsed_wrong=True),
+        "FrugalML RAFDB, CNN to Microsoft": data.frugal(root, "rafdb", "CNN", "Microsoft"),
+        "g2p, sum of log-probabilities": _with_score(data.g2p(root)[0], "sum"),
+    }
+    return [
+        _covered(place, r, t, sets, labels) for place, r in tables.items() for t in (0.02, 0.05)
+    ]
+
+
+def _covered(
+    place: str, records: CalibrationRecords, target: float, sets: int, labels: int
+) -> Coverage:
+    assert records.correct is not None
+    loss = (records.correct[:, 1] > records.correct[:, 0]).astype(float)
+    score = records.scores[:, 0]
+    # fixed for every set, and placed without labels
+    grid = np.unique(np.nanquantile(score, np.linspace(0, 1, 81), method="lower"))
+    rng = np.random.default_rng(0)
+    risks, kept = [], []
+    for _ in range(sets):
+        rows = rng.integers(0, len(records), labels)
+        drawn = CalibrationRecords.of(score[rows], records.correct[rows])
+        try:
+            made = calibrate_threshold(
+                drawn, target_risk=target, confidence=0.9, grid=grid, require_signal=False
+            ).threshold
+        except CalibrationError:
+            made = np.inf
+        accepted = score >= made
+        risks.append(float((accepted * loss).mean()))
+        kept.append(float(accepted.mean()))
+    broken = float(np.mean(np.array(risks) > target))
+    return Coverage(place, target, labels, sets, broken, float(np.mean(kept)))
+
+
 def unanimous(root: Path) -> tuple[float, float, float]:
     """Escalate unless three small models agree: (share escalated, quality, GPT-4o's own)."""
     voters = (checks.QWEN, checks.GEMMA)

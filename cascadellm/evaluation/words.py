@@ -44,14 +44,17 @@ def sentence(evaluation: Evaluation) -> str:
 def _of_point(point: OperatingPoint) -> str:
     low, high = (round(100 * v, 1) + 0.0 for v in point.gap_interval)
     kept = 1 - point.share_last
-    cost = "" if point.cost is None else f", costs {point.cost:.0%} of always asking it"
-    change = f"loses {_points(point.gap)}" if point.gap >= 0 else f"gains {_points(-point.gap)}"
+    cost = "" if point.cost is None else f" at {point.cost:.0%} of the cost of always asking it"
+    change = (
+        f"falls by {_points(point.gap)}" if point.gap >= 0 else f"rises by {_points(-point.gap)}"
+    )
     return (
-        f"{point.name} answers {kept:.0%} of {point.n} questions without the last tier{cost} and "
-        f"{change} of quality against it (95% interval of the loss: {low:g} to {high:g} points)."
+        f"With the thresholds {point.name!r}, {kept:.0%} of {point.n} questions are answered "
+        f"without the last tier{cost}, and quality {change} (95% interval of the loss: {low:g} to "
+        f"{high:g} points)."
     )
 
 
 def _points(value: float) -> str:
-    count = round(100 * value, 1)
+    count = round(100 * value, 1) + 0.0
     return f"{count:g} point" + ("" if count == 1 else "s")

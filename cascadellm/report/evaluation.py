@@ -70,7 +70,7 @@ def _tiles(found: Evaluation) -> list[tuple[str, str, str]]:
     cost = best.values["qnc"]
     shown.append(
         (
-            f"least cost within {100 * found.margin:g} points",
+            f"least cost, {100 * found.margin:g} points of margin",
             "never" if math.isnan(cost) else f"{cost:.0%}",
             f"{best.name}, {unit}",
         )
@@ -87,7 +87,7 @@ def _figures(found: Evaluation) -> list[Html]:
         for axis, series in ((curve.share, by_share), (curve.cost, by_cost)):
             points = [(float(x), float(y)) for x, y in zip(axis, curve.quality, strict=True)]
             series.append(Series(result.name, points, color=color, dashed=result.baseline))
-    for place, point in enumerate(found.points):
+    for place, point in enumerate(found.points, start=len(found.results)):
         by_share.append(
             Series(point.name, [(point.share_last, point.quality)], color=place % 5, dots=True)
         )
@@ -184,7 +184,8 @@ def _range(result: PolicyResult, name: str) -> str:
 def _number(value: float) -> str:
     if math.isnan(value):
         return "-"
-    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3f}"
+    # -0.0004 is shown as 0.000, not as -0.000
+    return f"{value:.0f}" if abs(value) >= 100 else f"{round(value, 3) + 0.0:.3f}"
 
 
 def _percent(value: float) -> str:
