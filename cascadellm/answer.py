@@ -6,8 +6,9 @@ All values are frozen. The framework's own messages travel untouched in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cache
 from typing import Any, Literal
 
 __all__ = [
@@ -310,23 +311,29 @@ class Trace:
         return trace_page(self, text)
 
 
-def _plain(value: Any, skip: Sequence[str] = ()) -> dict[str, Any]:
-    names = [f.name for f in fields(value) if f.name not in skip]
+def _plain(value: Any, skip: tuple[str, ...] = ()) -> dict[str, Any]:
+    names = _names(type(value), skip)  # type: ignore[arg-type]
     return {name: _json(getattr(value, name)) for name in names}
 
 
+@cache
+def _names(cls: Any, skip: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(f.name for f in fields(cls) if f.name not in skip)
+
+
 def _json(value: Any) -> Any:
+    kind = type(value)
+    if value is None or kind is str or kind is int or kind is bool:
+        return value
     if isinstance(value, float):
         # JSON has no infinity or NaN; a checkpointer would fail on them
         return value if value - value == 0 else repr(value)
-    if value is None or isinstance(value, (str, int, bool)):
-        return value
-    if isinstance(value, Mapping):
-        return {str(k): _json(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):
         return [_json(v) for v in value]
-    if isinstance(value, SideCall):
-        return asdict(value)
-    if isinstance(value, Attempt):
+    if kind is Attempt:
         return value.to_dict()
-    return str(value)
+    if kind is SideCall:
+        return asdict(value)
+    if kind is dict or isinstance(value, Mapping):
+        return {str(k): _json(v) for k, v in value.items()}
+    return value if isinstance(value, (str, int)) else str(value)

@@ -11,6 +11,7 @@ from cascadellm import (
     AnyOf,
     Attempt,
     Breaker,
+    Budget,
     BudgetExceededError,
     Bulkhead,
     CalibrationError,
@@ -22,7 +23,9 @@ from cascadellm import (
     Custom,
     DeadlineExceededError,
     Decision,
+    EarlyAbort,
     Grounded,
+    Hedge,
     InsufficientDataError,
     JsonlSink,
     Judge,
@@ -34,6 +37,7 @@ from cascadellm import (
     NoValidThresholdError,
     OutOfMemoryError,
     Policy,
+    PrefixCommit,
     Price,
     PTrue,
     Record,
@@ -44,6 +48,7 @@ from cascadellm import (
     SelfConsistency,
     SelfVerify,
     SemanticEntropy,
+    Spending,
     Threshold,
     Tier,
     TierBusyError,
@@ -85,8 +90,15 @@ from cascadellm.local.rules import (
     TokenV2,
     TokenV3,
 )
-from langchain_cascade.chat_model import CascadeLLM
-from langchain_cascade.local import LocalChatModel
+
+try:
+    from langchain_cascade.chat_model import CascadeLLM
+    from langchain_cascade.handler import CascadeCallbackHandler
+    from langchain_cascade.local import LocalChatModel
+except ModuleNotFoundError as error:
+    if error.name != "langchain_core":
+        raise
+    raise MissingDependencyError.for_extra("langchain-core", "langchain") from error
 
 __all__ = [
     "Agreement",
@@ -97,9 +109,11 @@ __all__ = [
     "Attempt",
     "BiLDStar",
     "Breaker",
+    "Budget",
     "BudgetExceededError",
     "Bulkhead",
     "CalibrationError",
+    "CascadeCallbackHandler",
     "CascadeError",
     "CascadeLLM",
     "Chow",
@@ -113,8 +127,10 @@ __all__ = [
     "Decision",
     "Diff",
     "DiffLog",
+    "EarlyAbort",
     "Ensemble",
     "Grounded",
+    "Hedge",
     "InsufficientDataError",
     "JsonlSink",
     "Judge",
@@ -134,6 +150,7 @@ __all__ = [
     "OutOfMemoryError",
     "PTrue",
     "Policy",
+    "PrefixCommit",
     "Price",
     "Record",
     "Recorder",
@@ -146,6 +163,7 @@ __all__ = [
     "SequentialPair",
     "SpeculativeCascade",
     "SpeculativePair",
+    "Spending",
     "Threshold",
     "Tier",
     "TierBusyError",

@@ -51,18 +51,20 @@ class Box:
         outer: The cascade's run; None until it is known.
         structured: What `with_structured_output` says about the call.
         configurable: The caller's `configurable`, for tiers that read it.
+        metadata: The caller's `metadata`, for policies that read it.
         usages: Run id -> the accepted tier's usage.
     """
 
     outer: Outer | None = None
     structured: Any = None
     configurable: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Mapping[str, Any] = field(default_factory=dict)
     usages: dict[UUID | None, Any] = field(default_factory=dict)
 
     def at(self, run_id: UUID | None) -> Box:
         """Return a box for one run that shares the books."""
         outer = None if self.outer is None else self._outer_at(self.outer, run_id)
-        return Box(outer, self.structured, self.configurable, self.usages)
+        return Box(outer, self.structured, self.configurable, self.metadata, self.usages)
 
     @staticmethod
     def _outer_at(outer: Outer, run_id: UUID | None) -> Outer:
@@ -115,14 +117,13 @@ class CascadeCall:
     ) -> Request:
         if stop is not None:
             kwargs = {**kwargs, "stop": stop}
-        outer = self.box.outer
         return Request(
             native=messages,
             text_source=lambda: buffer_text(messages),
             tools=openai_tools(self.tools),
             tool_required=bool(self.tools) and tool_required(self.options["tool_choice"]),
             response_schema=response_schema({**kwargs, "tools": self.tools}, self.box.structured),
-            metadata={**({} if outer is None else outer.metadata), **self.box.configurable},
+            metadata={**self.box.metadata, **self.box.configurable},
             kwargs={key: value for key, value in kwargs.items() if key != "response_format"}
             if self.bound is not None
             else kwargs,
@@ -134,6 +135,11 @@ class CascadeCall:
 
     def prepare(self, effect: Call) -> tuple[Any, Any, dict[str, Any], RunnableConfig]:
         """Return (runnable, messages, arguments, config) for a tier's call."""
+        runnable, arguments = self.asked(effect)
+        return runnable, effect.request.native, arguments, self._config(effect)
+
+    def asked(self, effect: Call) -> tuple[Any, dict[str, Any]]:
+        """Return (runnable, arguments) for a tier's call."""
         tier = effect.tier
         arguments = {
             **effect.request.kwargs,
@@ -141,8 +147,8 @@ class CascadeCall:
             **self.engine.logprob_arguments(tier, effect.reads),
             **effect.kwargs,
         }
-        runnable, arguments = with_arguments(self._runnable(effect), arguments)
-        return runnable, effect.request.native, arguments, self._config(effect)
+        runnable, given = with_arguments(self._runnable(effect), arguments)
+        return runnable, given
 
     def prepare_judge(self, effect: Judge) -> tuple[Any, dict[str, Any], RunnableConfig]:
         """Return (runnable, arguments, config) for a judge's call."""

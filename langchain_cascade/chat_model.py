@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from operator import is_, itemgetter
 from typing import Any, Literal
 
 from langchain_core.language_models import LanguageModelInput
@@ -27,6 +28,8 @@ _ENGINE = (
     "trace_logprobs",
     "trace_feedback",
 )
+
+_SOURCES = itemgetter("tiers", "policy", *_ENGINE)
 
 
 class CascadeLLM(CascadeFlow):
@@ -86,19 +89,19 @@ class CascadeLLM(CascadeFlow):
         self._engine, self._built_from = engine, self._sources()
 
     def _sources(self) -> tuple[Any, ...]:
-        own = self.__dict__
-        return (own["tiers"], own["policy"], *(own[name] for name in _ENGINE))
+        return _SOURCES(self.__dict__)  # type: ignore[no-any-return]
 
     @property
     def engine(self) -> Engine:
         """The engine, rebuilt when a field was changed."""
-        sources = self._sources()
-        same = zip(sources, self._built_from, strict=False)
-        if self._engine is None or not all(new is old for new, old in same):
-            tiers, policy, *options = sources
-            self._engine = Engine(tiers, policy, **dict(zip(_ENGINE, options, strict=True)))
-            self._built_from = sources
-        return self._engine
+        private: Any = self.__pydantic_private__
+        engine: Engine | None = private["_engine"]
+        if engine is not None and all(map(is_, self._sources(), private["_built_from"])):
+            return engine
+        tiers, policy, *options = sources = self._sources()
+        engine = Engine(tiers, policy, **dict(zip(_ENGINE, options, strict=True)))
+        private["_engine"], private["_built_from"] = engine, sources
+        return engine
 
     def __getstate__(self) -> dict[Any, Any]:
         # the engine is rebuilt where the copy lands: it holds what it learned in this process

@@ -19,6 +19,7 @@ from langchain_cascade.local import LocalChatModel
 from langchain_cascade.tier import (
     BoundTools,
     as_runnable,
+    base_model,
     bind_tools,
     lacks_logprobs,
     logprob_arguments,
@@ -83,6 +84,10 @@ class Engine:
             "on_exhausted": on_exhausted,
             "deadline_s": deadline_s,
         }
+        # a tier with callbacks of its own shows its runs whatever the caller does
+        self.quiet = all(
+            _is_quiet(base_model(runnable)) for _, runnable in self._runnables.values()
+        )
         self._warn()
 
     @property
@@ -140,6 +145,10 @@ class Engine:
                     UserWarning,
                     stacklevel=4,
                 )
+
+
+def _is_quiet(model: Any) -> bool:
+    return not (getattr(model, "callbacks", None) or getattr(model, "verbose", False))
 
 
 def _policy(policy: Any) -> Any:

@@ -26,6 +26,7 @@ from langchain_core.utils.uuid import uuid7
 
 from cascadellm.cascade import Outcome
 from cascadellm.perform import adrive, drive
+from langchain_cascade import direct
 from langchain_cascade.calls import BOX, Box, CascadeCall, visible
 from langchain_cascade.engine import Engine
 from langchain_cascade.guard import for_outer
@@ -36,11 +37,14 @@ from langchain_cascade.usage import put_back, with_usage
 
 __all__ = ["CascadeFlow"]
 
+_TRACE_ONLY = ("ls_structured_output_format", "structured_output_format")
+
 
 class CascadeFlow(BaseChatModel):
     """A chat model whose answers come from an engine's plan; `CascadeLLM` adds what it is."""
 
     stop: list[str] | None = None
+    streaming: bool | None = None
 
     @property
     def engine(self) -> Engine:
@@ -67,6 +71,12 @@ class CascadeFlow(BaseChatModel):
         **kwargs: Any,
     ) -> AIMessage:
         """Answer once."""
+        engine = self.engine
+        if direct.unseen(self, engine, config, kwargs):
+            messages = direct.messages_of(input)
+            if messages is not None:
+                call = self._direct_call(engine, messages, stop, config, kwargs)
+                return direct.answered(drive(call.plan(), direct.DirectPerformer(call)), config)
         config = ensure_config(config)
         kwargs[BOX] = _box(kwargs, config)
         return super().invoke(input, config, stop=stop, **kwargs)
@@ -80,9 +90,29 @@ class CascadeFlow(BaseChatModel):
         **kwargs: Any,
     ) -> AIMessage:
         """Answer once."""
+        engine = self.engine
+        if direct.unseen(self, engine, config, kwargs):
+            messages = direct.messages_of(input)
+            if messages is not None:
+                call = self._direct_call(engine, messages, stop, config, kwargs)
+                outcome = await adrive(call.plan(), direct.AsyncDirectPerformer(call))
+                return direct.answered(outcome, config)
         config = ensure_config(config)
         kwargs[BOX] = _box(kwargs, config)
         return await super().ainvoke(input, config, stop=stop, **kwargs)
+
+    def _direct_call(
+        self,
+        engine: Engine,
+        messages: list[BaseMessage],
+        stop: list[str] | None,
+        config: RunnableConfig | None,
+        kwargs: dict[str, Any],
+    ) -> CascadeCall:
+        box = _box(kwargs, config or {})
+        ending = stop if stop is not None else self.stop
+        own = {key: value for key, value in kwargs.items() if key not in _TRACE_ONLY}
+        return CascadeCall(engine, messages, ending, box, own, asynchronous=False)
 
     def generate(
         self,
@@ -97,7 +127,7 @@ class CascadeFlow(BaseChatModel):
         **kwargs: Any,
     ) -> LLMResult:
         """Answer several conversations."""
-        box = kwargs.setdefault(BOX, _box(kwargs, {}))
+        box = kwargs.setdefault(BOX, _box(kwargs, {"metadata": metadata}))
         manager = self._configured(CallbackManager, callbacks, tags, metadata)
         box.outer = Outer.of(manager, None)
         result = super().generate(
@@ -118,7 +148,7 @@ class CascadeFlow(BaseChatModel):
         **kwargs: Any,
     ) -> LLMResult:
         """Answer several conversations."""
-        box = kwargs.setdefault(BOX, _box(kwargs, {}))
+        box = kwargs.setdefault(BOX, _box(kwargs, {"metadata": metadata}))
         manager = self._configured(AsyncCallbackManager, callbacks, tags, metadata)
         box.outer = Outer.of(manager, None)
         result = await super().agenerate(
@@ -285,7 +315,11 @@ class CascadeFlow(BaseChatModel):
 def _box(kwargs: Mapping[str, Any], config: Mapping[str, Any]) -> Box:
     structured = kwargs.get("ls_structured_output_format")
     structured = structured or kwargs.get("structured_output_format")
-    return Box(structured=structured, configurable=config.get("configurable") or {})
+    return Box(
+        structured=structured,
+        configurable=config.get("configurable") or {},
+        metadata=config.get("metadata") or {},
+    )
 
 
 def _result(outcome: Outcome, context: CascadeCall) -> ChatResult:

@@ -150,6 +150,20 @@ class LocalChatModel(BaseChatModel):
             message.response_metadata.pop("logprobs", None)
         return message
 
+    def answer(self, messages: Sequence[BaseMessage], arguments: Mapping[str, Any]) -> AIMessage:
+        """Answer without a run of its own; `arguments` are a call's, `stop` included."""
+        given, stop = _apart(arguments)
+        answer = self.model.generate(chat_dicts(messages), **self._arguments(stop, given))
+        return self._message(answer, given)
+
+    async def aanswer(
+        self, messages: Sequence[BaseMessage], arguments: Mapping[str, Any]
+    ) -> AIMessage:
+        """Answer without a run of its own; `arguments` are a call's, `stop` included."""
+        given, stop = _apart(arguments)
+        answer = await self.model.agenerate(chat_dicts(messages), **self._arguments(stop, given))
+        return self._message(answer, given)
+
     def _generate(
         self,
         messages: list[BaseMessage],
@@ -285,6 +299,11 @@ def _chosen(tools: Sequence[dict[str, Any]], choice: Any) -> list[dict[str, Any]
         name = (choice.get("function") or choice).get("name")
     named = [tool for tool in tools if tool["function"]["name"] == name]
     return named or list(tools)
+
+
+def _apart(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[str] | None]:
+    given = dict(arguments)
+    return given, given.pop("stop", None)
 
 
 def _result(message: AIMessage) -> ChatResult:

@@ -24,18 +24,27 @@ _ON_EVERY_CHUNK = ("model_provider", "output_version")
 _WORDS = re.compile(r"\s*\S+\s*$|\s*\S+")
 
 
-def final_message(outcome: Outcome) -> tuple[AIMessage, Any]:
+def final_message(
+    outcome: Outcome, *, message_id: str | None = None, with_usage: bool = False
+) -> tuple[AIMessage, Any]:
     """Return the accepted message without usage, and its usage.
 
     The tier's id goes, so that LangChain gives the message the cascade's; logprobs stay on
     the tier's run; the record comes in.
+
+    Args:
+        outcome: What the plan returned.
+        message_id: The message's id where LangChain gives none.
+        with_usage: Whether the message keeps its usage.
     """
     native = outcome.answer.native
     message = AIMessage(content=outcome.answer.text) if native is None else as_message(native)
     kept = {k: v for k, v in message.response_metadata.items() if k not in _DROPPED}
     kept["cascade"] = outcome.trace.to_dict()
-    update = {"id": None, "usage_metadata": None, "response_metadata": kept}
-    return message.model_copy(update=update), message.usage_metadata
+    usage = message.usage_metadata
+    shown = usage if with_usage else None
+    update = {"id": message_id, "usage_metadata": shown, "response_metadata": kept}
+    return message.model_copy(update=update), usage
 
 
 def stream_plan(context: CascadeCall) -> Iterator[ChatGenerationChunk]:

@@ -159,7 +159,7 @@ def test_tier_callbacks_off_leaves_one_run():
 
 def test_nesting_is_noticed_when_broken(monkeypatch):
     """The tree check fails when tiers run without the child manager (mutation)."""
-    monkeypatch.setattr(Outer, "child_manager", lambda self, asynchronous: None)
+    monkeypatch.setattr(Outer, "child_manager", lambda self, asynchronous, **_: None)
     seen = Recording()
     cascade().invoke("hi", {"callbacks": [seen]})
     assert TREE != seen.tree()
