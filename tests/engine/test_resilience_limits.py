@@ -131,9 +131,9 @@ async def test_bulkhead_bounds_concurrency(mode: str) -> None:
 async def test_bulkhead_refuses_when_its_queue_is_full_and_cancelled_waiters_leave() -> None:
     """A full queue is a clear error; a cancelled waiter gives its place back."""
     bulkhead = Bulkhead(1, queue=1)
-    cascade = Cascade([Tier(FakeModel("x", name="t", delay_s=0.05), bulkhead=bulkhead)])
+    cascade = Cascade([Tier(FakeModel("x", name="t", delay_s=0.5), bulkhead=bulkhead)])
     first = asyncio.create_task(adrive(cascade.plan(ASKED), AsyncLocal()))
-    await asyncio.sleep(0.01)
+    await asyncio.sleep(0)
     second = asyncio.create_task(adrive(cascade.plan(ASKED), AsyncLocal()))
     await asyncio.sleep(0)
     with pytest.raises(TierBusyError, match="runs 1 calls and 1 wait"):
