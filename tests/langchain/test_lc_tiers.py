@@ -61,7 +61,7 @@ class SyncOnly(BaseChatModel):
 
     def _generate(self, messages, stop=None, run_manager=None, **kwargs):
         self.threads.append(threading.current_thread())
-        time.sleep(0.05)
+        time.sleep(0.3)
         return ChatResult(generations=[ChatGeneration(message=AIMessage("sync says so"))])
 
     async def _agenerate(self, messages, stop=None, run_manager=None, **kwargs):
