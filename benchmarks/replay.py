@@ -114,8 +114,10 @@ def _page(results: dict[str, Any]) -> str:
             *_coverage(results),
             "## Agreement",
             (
-                "ZeroEval GSM8K: escalating unless Llama-3.1-8B, Qwen2-7B and Gemma-2-9B agree sends "
-                f"{share:.1%} to GPT-4o and reaches {quality:.3f}; GPT-4o alone has {large:.3f}. All "
+                "ZeroEval GSM8K: escalating unless Llama-3.1-8B, Qwen2-7B and Gemma-2-9B "
+                "agree sends "
+                f"{share:.1%} to GPT-4o and reaches {quality:.3f}; GPT-4o alone has "
+                f"{large:.3f}. All "
                 "three small calls are paid on every question."
             ),
             f"Machine: {machine}; {results['seconds']} s.\n",
@@ -128,9 +130,11 @@ def _routers(results: dict[str, Any]) -> list[str]:
     return [
         "## Routers on RouteLLM's records",
         (
-            f"Published rows stand as printed; ours are means over {results['splits']} random splits, "
+            f"Published rows stand as printed; ours are means over {results['splits']} "
+            "random splits, "
             "scored on the questions whose labels were not used. The subject router is told the "
-            "subject, and its labels come from the same pool, which RouteLLM's did not; the router on "
+            "subject, and its labels come from the same pool, which RouteLLM's did not; "
+            "the router on "
             "both lengths needs the small answer first. The rows are not like for like."
         ),
         _table(names, _router_rows(results)),
@@ -161,8 +165,10 @@ def _certified(results: dict[str, Any]) -> list[str]:
     return [
         "## Certified thresholds, measured on the other half",
         (
-            "One-sided loss at 95% confidence. Loss: share of questions where the cascade is wrong and "
-            "the large tier right, which varies around the true risk from half to half. Gap: quality "
+            "One-sided loss at 95% confidence. Loss: share of questions where the cascade "
+            "is wrong and "
+            "the large tier right, which varies around the true risk from half to half. "
+            "Gap: quality "
             "lost against the large tier, in points."
         ),
         _table(names, [_certified_row(r) for r in results["certified"]]),
@@ -179,7 +185,8 @@ def _coverage(results: dict[str, Any]) -> list[str]:
     return [
         "## The promise on real records",
         (
-            "All records of a table are the population; sets are drawn from them with replacement, a "
+            "All records of a table are the population; sets are drawn from them with "
+            "replacement, a "
             "threshold is calibrated at 90% confidence on each, and its risk is measured on all. A "
             "valid method stays below 0.1157 in nineteen of twenty such rows of 1,000 sets."
         ),
