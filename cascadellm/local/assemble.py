@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any
 
-from cascadellm.answer import Answer, Part, Piece, TokenScore, Usage
+from cascadellm.answer import Answer, Piece, TokenScore, Usage
 from cascadellm.local.detokenize import TokenTable
 from cascadellm.local.sections import Sections, StopStrings, TagSections
+from cascadellm.local.writer import PartWriter
 
 __all__ = ["RowScore", "TextAssembler"]
 
@@ -27,16 +27,6 @@ class RowScore:
     logprob: float
     entropy: float
     top: tuple[tuple[int, float], ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Segment:
-    """Characters of the raw text that share a part; `shown` = their place in the answer."""
-
-    start: int
-    end: int
-    part: Part
-    shown: int | None
 
 
 class TextAssembler:
@@ -71,7 +61,7 @@ class TextAssembler:
         self._stop = StopStrings([text for text in stop if text not in ending])
         self._eager = len(ending) < len(stop)
         self._sections = sections if sections is not None else TagSections(tools=False)
-        self._writer = _Writer()
+        self._writer = PartWriter()
         self._sources: list[str | None] = []
         self._ends: list[int] = []
         self._raw_length = 0
@@ -106,14 +96,11 @@ class TextAssembler:
 
     def certain(self, scores: Sequence[RowScore], since: int) -> tuple[TokenScore, ...]:
         """Return the scored tokens from `since` on whose part of the answer is certain."""
-        place = count = 0
-        for end in self._ends[: len(scores)]:
-            if max(end, place + 1) > self._writer.written:
-                break
-            place, count = end, count + 1
-        if count <= since:
-            return ()
-        return self._scored(self.token_ids[:count], scores[:count], self._ends[:count])[since:]
+        count, last = since, min(len(self._ends), len(scores))
+        place = self._ends[since - 1] if since else 0
+        while count < last and max(self._ends[count], place + 1) <= self._writer.written:
+            place, count = self._ends[count], count + 1
+        return self._scored(slice(since, count), scores) if count > since else ()
 
     def finish(
         self,
@@ -183,13 +170,12 @@ class TextAssembler:
 
     def _token_scores(self, scores: Sequence[RowScore]) -> tuple[TokenScore, ...]:
         assert len(scores) == len(self.token_ids), (len(scores), len(self.token_ids))
-        return self._scored(self.token_ids, scores, self._ends)
+        return self._scored(slice(0, len(scores)), scores)
 
-    def _scored(
-        self, token_ids: Sequence[int], scores: Sequence[RowScore], ends: Sequence[int]
-    ) -> tuple[TokenScore, ...]:
+    def _scored(self, which: slice, scores: Sequence[RowScore]) -> tuple[TokenScore, ...]:
         text = self._table.text
-        parts = self._writer.parts(ends)
+        start = self._ends[which.start - 1] if which.start else 0
+        parts = self._writer.parts(self._ends[which], start)
         return tuple(
             TokenScore(
                 text(token_id),
@@ -198,7 +184,9 @@ class TextAssembler:
                 score.entropy,
                 "other" if token_id in self._table.hidden else part,
             )
-            for token_id, score, part in zip(token_ids, scores, parts, strict=True)
+            for token_id, score, part in zip(
+                self.token_ids[which], scores[which], parts, strict=True
+            )
         )
 
     def _spans(self) -> tuple[tuple[int, int, str], ...]:
@@ -210,113 +198,3 @@ class TextAssembler:
             joins = spans and spans[-1][1:] == (start, source)
             spans.append((spans.pop()[0] if joins else start, end, source))
         return tuple(spans)
-
-
-class _Writer:
-    """Writes answer and reasoning, without the space around blocks, and remembers where."""
-
-    def __init__(self) -> None:
-        self.text = ""
-        self.reasoning = ""
-        self._segments: list[_Segment] = []
-        self._at = 0
-        self._part: Part = "answer"
-        self._space = ""
-        self._trim = False
-
-    @property
-    def written(self) -> int:
-        """Length of the raw text whose part is certain."""
-        return self._at
-
-    def write(self, chunks: Sequence[tuple[Part, str]]) -> None:
-        """Take chunks in the order of the raw text."""
-        for part, text in chunks:
-            if part != self._part:
-                self._turn(part)
-            if part in ("answer", "reasoning"):
-                self._write_words(text)
-            else:
-                self._note(text, part)
-
-    def close(self) -> None:
-        """End the text: space at the end of an answer belongs to it."""
-        if self._part == "answer" and not self._trim:
-            self._show(self._space)
-        else:
-            self._note(self._space, "other")
-        self._space = ""
-
-    def parts(self, ends: Sequence[int]) -> list[Part]:
-        """Return the part of each token, given where its text ends in the raw text.
-
-        A token without text of its own (the first bytes of a character) belongs where
-        the next character does.
-        """
-        found: list[Part] = []
-        for _, _, segments in self._walk(ends):
-            touched = {segment.part for segment in segments}
-            found.append(next((part for part in _RANK if part in touched), "other"))
-        return found
-
-    def shown(self, ends: Sequence[int]) -> list[tuple[int, int]]:
-        """Return which characters of the answer each token wrote."""
-        result = []
-        for start, end, segments in self._walk(ends):
-            spans = [
-                (s.shown + max(start, s.start) - s.start, s.shown + min(end, s.end) - s.start)
-                for s in segments
-                if s.shown is not None and start < end
-            ]
-            result.append((spans[0][0], spans[-1][1]) if spans else (0, 0))
-        return result
-
-    def _walk(self, ends: Sequence[int]) -> Iterator[tuple[int, int, list[_Segment]]]:
-        """Yield each token's range in the raw text with the segments that it touches."""
-        first = start = 0
-        for end in ends:
-            last = max(end, start + 1)
-            while first < len(self._segments) and self._segments[first].end <= start:
-                first += 1
-            touched = []
-            for segment in islice(self._segments, first, None):
-                if segment.start >= last:
-                    break
-                touched.append(segment)
-            yield start, end, touched
-            start = end
-
-    def _turn(self, part: Part) -> None:
-        """Leave a part: the space before a block and after it belongs to neither side."""
-        self._note(self._space, "other")
-        self._space = ""
-        self._trim = True
-        self._part = part
-
-    def _write_words(self, text: str) -> None:
-        if self._trim:
-            words = text.lstrip()
-            self._note(text[: len(text) - len(words)], "other")
-            if not words:
-                return
-            self._trim, text = False, words
-        text = self._space + text
-        words = text.rstrip()
-        self._show(words)
-        self._space = text[len(words) :]
-
-    def _show(self, text: str) -> None:
-        if self._part == "reasoning":
-            self.reasoning += text
-            self._note(text, "reasoning")
-        else:
-            self._note(text, "answer", len(self.text))
-            self.text += text
-
-    def _note(self, text: str, part: Part, shown: int | None = None) -> None:
-        if text:
-            self._segments.append(_Segment(self._at, self._at + len(text), part, shown))
-            self._at += len(text)
-
-
-_RANK: tuple[Part, ...] = ("arguments", "answer", "reasoning")

@@ -98,7 +98,7 @@ class Job:
             piece = self.assembler.delta()
             if self.scores is None:
                 return piece
-            tokens = self.assembler.certain(tuple(self.scores.found), self._given)
+            tokens = self.assembler.certain(self.scores.found, self._given)
             self._given += len(tokens)
         return replace(piece, tokens=tokens, input_tokens=self.prompt.length)
 

@@ -160,6 +160,21 @@ def test_a_seed_repeats_an_answer_and_no_seed_does_not(llama: LocalModel) -> Non
     assert len(texts) > 1
 
 
+def test_streamed_pieces_carry_the_scores_of_the_answer(
+    model: LocalModel, writer: LocalModel
+) -> None:
+    """Scores on the way are those of the answer, parts included, in order and without gaps."""
+    for source, options in ((model, {}), (writer, {"tools": [CALCULATOR]})):
+        pieces = list(source.stream("Hi", **options))
+        whole = pieces[-1].answer
+        found = tuple(token for piece in pieces for token in piece.tokens)
+        assert whole is not None
+        assert whole.tokens is not None
+        assert whole.tokens[: len(found)] == found
+        # the end of the text may still become a tag
+        assert len(found) >= len(whole.tokens) - 5
+
+
 def test_a_script_is_read_as_reasoning_text_and_call(writer: LocalModel) -> None:
     """A model that thinks, speaks and calls a tool is taken apart, scores included."""
     answer = writer.generate("Hi", tools=[CALCULATOR])
