@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 from scipy import special
@@ -106,6 +107,13 @@ def true_risk_of_three(first, second):
     return float((_WEIGHTS * (loss0 + loss1)).sum()), float((_WEIGHTS * share).sum())
 
 
+@lru_cache(maxsize=4)
+def _drawn(n, sets, seed, law):
+    """Draw the sets once for all the losses that are checked on them."""
+    rng = np.random.default_rng(seed)
+    return [draw(n, rng, **dict(law)) for _ in range(sets)]
+
+
 def repeat(
     calibrate: Callable[[CalibrationRecords], float],
     risk: Callable[[float], float],
@@ -117,11 +125,10 @@ def repeat(
     **law,
 ):
     """Calibrate on fresh sets; return the violation rate and the thresholds (inf = none)."""
-    rng = np.random.default_rng(seed)
     thresholds = []
-    for _ in range(sets):
+    for records in _drawn(n, sets, seed, tuple(sorted(law.items()))):
         try:
-            thresholds.append(calibrate(draw(n, rng, **law)))
+            thresholds.append(calibrate(records))
         except NoValidThresholdError:
             thresholds.append(np.inf)
     cache: dict[float, float] = {}

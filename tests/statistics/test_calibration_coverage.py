@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +51,7 @@ def _calibrate(loss, target, **options):
     return run
 
 
+@lru_cache(maxsize=32)
 def _violations(loss, target, n, **options):
     useless = options.get("useless", False)
     return law.repeat(
@@ -59,6 +61,13 @@ def _violations(loss, target, n, **options):
         target=target,
         **options,
     )
+
+
+@pytest.fixture(autouse=True)
+def _no_cached_mutation(request):
+    yield
+    if "detected" in request.node.name:
+        _violations.cache_clear()
 
 
 def test_law_when_everything_is_accepted():
@@ -188,6 +197,7 @@ def test_several_risks_hold_together():
 
 def test_plug_in_is_detected(monkeypatch):
     """Accepting every threshold whose observed risk meets the target breaks the promise."""
+    _violations.cache_clear()
 
     def plug_in(errors, n, risk):
         return np.where(np.asarray(errors) <= risk * np.asarray(n), 0.0, 1.0)
@@ -204,6 +214,7 @@ def test_best_passing_threshold_is_detected(monkeypatch):
         passed = np.flatnonzero(values[start:] <= level)
         return start + int(passed[-1]) if passed.size else None
 
+    _violations.cache_clear()
     monkeypatch.setattr(threshold, "first_index", best_passing)
     monkeypatch.setattr(threshold, "_selective_start", lambda *_: 0)
     rate, _ = _violations("selective", 0.299, 500, useless=True)
