@@ -46,12 +46,10 @@ def check(endpoint: str, project: str) -> None:
         if found:
             break
         time.sleep(0.5)
-    attributes = found[-1]["attributes"]
-    metadata = attributes["metadata"]
-    metadata = json.loads(metadata) if isinstance(metadata, str) else metadata
-    trace = found[-1]["context"]["trace_id"]
+    attributes, trace = found[-1]["attributes"], found[-1]["context"]["trace_id"]
     names = sorted(span["name"] for span in spans if span["context"]["trace_id"] == trace)
-    print(json.dumps({"answered_by": metadata["cascade_answered_by"], "spans": names}, indent=1))
+    shown = {"answered_by": attributes["metadata.cascade_answered_by"], "spans": names}
+    print(json.dumps(shown, indent=1))
 
 
 def local(engine: Any) -> None:

@@ -90,6 +90,7 @@ def to_otlp(
     resource: Mapping[str, str] | None = None,
     provider: Any = None,
     hide_content: bool = False,
+    timeout_s: float = 30.0,
 ) -> Tracing:
     """Send traces to an OTLP endpoint over HTTP (Langfuse, Arize, a collector, ...).
 
@@ -99,13 +100,15 @@ def to_otlp(
         resource: Attributes of the program, e.g. `{"service.name": "shop"}`.
         provider: A tracer provider of your own to add this destination to.
         hide_content: Whether questions and answers stay out of the traces.
+        timeout_s: Most seconds for one export, in the background.
 
     Raises:
         MissingDependencyError: The extra `trace` is not installed.
         ConfigurationError: LlamaIndex is instrumented already and no provider is given.
     """
     exporter, batch = _otlp()
-    processor = batch(exporter(endpoint=endpoint, headers=dict(headers or {})))
+    sender = exporter(endpoint=endpoint, headers=dict(headers or {}), timeout=timeout_s)
+    processor = batch(sender, export_timeout_millis=timeout_s * 1000)
     return _start(processor, resource or {}, provider, hide_content=hide_content)
 
 
