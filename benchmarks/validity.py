@@ -210,7 +210,8 @@ def main() -> int:
     }
     RESULTS.write_text(json.dumps(found, indent=2) + "\n")
     calls = found["calls"]
-    print("gold calls passed:", calls["gold_passed_python"], "python,", calls["gold_passed_all"], "all")
+    passed = f"{calls['gold_passed_python']} python, {calls['gold_passed_all']} all"
+    print(f"gold calls passed: {passed}")
     for kind, (caught, planted) in calls["faults_caught"].items():
         print(f"  {kind}: {caught} of {planted} deferred")
     for draft, row in found["suite"].items():

@@ -145,10 +145,11 @@ class CascadeMiddleware(AgentMiddleware[CascadeState, Any, Any]):
         record = getattr(message, "response_metadata", {}).get("cascade")
         if record is None:
             return ExtendedModelResponse(response)
+        state: Any = request.state
         update = {
             "cascade_trail": [record],
-            "cascade_sticky": self._stay(request.state, record, message),
-            "cascade_spent": _added(request.state.get("cascade_spent"), record),
+            "cascade_sticky": self._stay(state, record, message),
+            "cascade_spent": _added(state.get("cascade_spent"), record),
         }
         return ExtendedModelResponse(response, Command(update=update))
 

@@ -13,7 +13,15 @@ from hypothesis import strategies as st
 from cascadellm import Cascade, Price, Request, Threshold, Tier, Valid, mean_logprob
 from cascadellm.answer import Answer, Trace
 from cascadellm.effects import Call
-from cascadellm.perform import AsyncPerformer, Done, LocalPerformer, aadvance, adrive, advance, drive
+from cascadellm.perform import (
+    AsyncPerformer,
+    Done,
+    LocalPerformer,
+    aadvance,
+    adrive,
+    advance,
+    drive,
+)
 from cascadellm.testing import FakeModel
 
 ASKED = Request([{"role": "user", "content": "hi"}], "hi")
@@ -167,7 +175,8 @@ def test_a_tier_that_is_never_reached_changes_nothing(stack, logprob, extra) -> 
 
 
 @pytest.mark.parametrize(
-    ("threshold", "answered_by", "paid"), [(-math.inf, "t0", ["t0"]), (math.inf, "t1", ["t0", "t1"])]
+    ("threshold", "answered_by", "paid"),
+    [(-math.inf, "t0", ["t0"]), (math.inf, "t1", ["t0", "t1"])],
 )
 def test_infinite_thresholds_are_the_single_models(threshold, answered_by, paid) -> None:
     """-inf is the small model alone and +inf pays both and answers with the large one."""

@@ -151,7 +151,7 @@ def test_deadline_bounds_the_whole_call() -> None:
     slow = FakeModel("late", name="large", delay_s=5.0)
     policy = Threshold(mean_logprob, -0.1)
     begun = time.perf_counter()
-    with pytest.raises(DeadlineExceededError, match="deadline of 0.1 s") as caught:
+    with pytest.raises(DeadlineExceededError, match=r"deadline of 0\.1 s") as caught:
         drive(Cascade([small, slow], policy, deadline_s=0.1).plan(ASKED), LocalPerformer())
     assert time.perf_counter() - begun < 2
     assert "draft" == caught.value.best.text

@@ -104,7 +104,7 @@ def test_a_spent_budget_keeps_the_thread_on_the_first_tier() -> None:
 def test_a_spent_budget_can_raise_before_the_next_call() -> None:
     """on_budget='raise' names what was spent; nothing more is paid."""
     agent, small, large = build(price=Price(1e6, 1e6), budget_usd=0.5, on_budget="raise")
-    with pytest.raises(BudgetExceededError, match="its budget is 0.5 USD"):
+    with pytest.raises(BudgetExceededError, match=r"its budget is 0\.5 USD"):
         agent.invoke(ASK, config())
     assert (1, 1) == (len(small.calls), len(large.calls))
 

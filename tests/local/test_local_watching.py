@@ -60,7 +60,7 @@ def test_abort_when_a_local_draft_is_hopeless(model: Any, mode: str) -> None:
 def test_stop_when_a_local_stream_is_closed(model: Any) -> None:
     """A stopped draft's model writes no further token."""
     steps: list[int] = []
-    decoding = type(model._runner._batch)  # noqa: SLF001
+    decoding = type(model._runner._batch)
     assert decoding is not None
     gate = Gate(lambda answer: "stop" if len(answer.tokens or ()) >= 3 else "go_on", Growing())
     count = 0
