@@ -12,8 +12,13 @@ from pathlib import Path
 
 from cascadellm import Cascade, Price, Threshold, Tier, mean_logprob
 from cascadellm.answer import Answer
-from cascadellm.calibration import CalibrationError, Question, calibrate_threshold, collect_records
-from cascadellm.calibration.collected import to_records
+from cascadellm.calibration import (
+    CalibrationError,
+    Question,
+    calibrate_threshold,
+    collect_records,
+    to_records,
+)
 from cascadellm.demo import load, questions
 from cascadellm.evaluation import evaluate, save_plot
 from cascadellm.report.evaluation import render_evaluation

@@ -22,8 +22,11 @@ if TYPE_CHECKING:
     from cascadellm.calibration.boundaries import calibrate_cascade, search_cascade
     from cascadellm.calibration.budget import calibrate_budget
     from cascadellm.calibration.collect import Collected, Question, collect_records
+    from cascadellm.calibration.collected import to_records
     from cascadellm.calibration.features import LearnedScore
     from cascadellm.calibration.fit import fit_learned_score
+    from cascadellm.calibration.grading import exact_match, judged_by
+    from cascadellm.calibration.loading import load_records
     from cascadellm.calibration.monitor import DriftDetected, DriftMonitor
     from cascadellm.calibration.probability import CalibratedScore, ScoreMap
     from cascadellm.calibration.records import CalibrationRecord, CalibrationRecords
@@ -54,10 +57,14 @@ __all__ = [
     "calibrate_risks",
     "calibrate_threshold",
     "collect_records",
+    "exact_match",
     "fit_learned_score",
     "fit_score_map",
+    "judged_by",
+    "load_records",
     "reliability",
     "search_cascade",
+    "to_records",
 ]
 
 _HOME = {
@@ -79,10 +86,14 @@ _HOME = {
     "calibrate_risks": "risks",
     "calibrate_threshold": "threshold",
     "collect_records": "collect",
+    "exact_match": "grading",
     "fit_learned_score": "fit",
     "fit_score_map": "score_maps",
+    "judged_by": "grading",
+    "load_records": "loading",
     "reliability": "score_maps",
     "search_cascade": "boundaries",
+    "to_records": "collected",
 }
 
 

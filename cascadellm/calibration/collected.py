@@ -95,9 +95,8 @@ def to_records(
         )
         for item in collected
     ]
-    tuned = {d for s in listed for d in getattr(s, "tuned_on", ())}
-    records = CalibrationRecords.from_records(rows, score_names=[score_name(s) for s in listed])
-    return records if not tuned else records.marked(tuned)
+    names = [score_name(score) for score in listed]
+    return CalibrationRecords.from_records(rows, score_names=names).described(listed)
 
 
 def score_name(score: Any) -> str:

@@ -136,6 +136,16 @@ class LearnedScore:
     versions: Mapping[str, str] = field(default_factory=dict, repr=False)
 
     @property
+    def low(self) -> float:
+        """Least possible value."""
+        return 0.0 if self.target == "correct" else -1.0
+
+    @property
+    def high(self) -> float:
+        """Greatest possible value."""
+        return 1.0
+
+    @property
     def reads(self) -> frozenset[str]:
         """What an answer must carry."""
         return frozenset({"logprobs"})

@@ -144,8 +144,7 @@ def apply_to(
         records,
         scores=value[:, None],
         score_names=(score.name,),
-        tuned_on=records.tuned_on | frozenset(score.tuned_on),
-    )
+    ).described([score])
 
 
 def _all_missing(table: Mapping[str, Floats], n: int) -> NDArray[np.bool_]:

@@ -52,7 +52,8 @@ def choose_grid(
         boundary: Boundary whose scores are meant.
         rows: Indices of the records that have labels.
         grid: The caller's thresholds.
-        score_range: Least and largest value the score can take.
+        score_range: Least and largest value the score can take; what the records' score
+            declares, by default.
         grid_share: Share of labelled records to set aside, in (0, 1).
         seed: Seed of the choice of that share.
 
@@ -65,7 +66,8 @@ def choose_grid(
     labelled[rows] = True
     if grid is not None:
         return Grid(_falling(grid), everything, "given by the caller")
-    if score_range is not None:
+    declared = records.score_ranges[boundary] if records.score_ranges else None
+    if (score_range := score_range or declared) is not None:
         low, high = (float(v) for v in score_range)
         if not (np.isfinite([low, high]).all() and low < high):
             raise CalibrationError(

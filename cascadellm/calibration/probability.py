@@ -126,6 +126,16 @@ class CalibratedScore:
         return f"chance({inner})"
 
     @property
+    def low(self) -> float:
+        """Least possible value."""
+        return 0.0
+
+    @property
+    def high(self) -> float:
+        """Greatest possible value."""
+        return 1.0
+
+    @property
     def reads(self) -> frozenset[str]:
         """What an answer must carry."""
         found: frozenset[str] = getattr(self.score, "reads", frozenset())

@@ -56,6 +56,7 @@ class CalibrationRecords:
         columns: Other scores by name, each of shape (n,).
         ids: Names of the questions, or None.
         score_names: One name per boundary.
+        score_ranges: Least and largest value per boundary, where a score declares them.
         tuned_on: Digests of records that the scores were tuned on; refused for calibration.
     """
 
@@ -67,6 +68,7 @@ class CalibrationRecords:
     columns: Mapping[str, Floats] = field(default_factory=dict)
     ids: tuple[str, ...] | None = None
     score_names: tuple[str, ...] = ()
+    score_ranges: tuple[tuple[float, float] | None, ...] = ()
     tuned_on: frozenset[str] = frozenset()
 
     @classmethod
@@ -179,9 +181,11 @@ class CalibrationRecords:
             ids=None if self.ids is None else tuple(self.ids[i] for i in index),
         )
 
-    def marked(self, tuned_on: Iterable[str]) -> CalibrationRecords:
-        """Return the records with more digests that the scores were tuned on."""
-        return replace(self, tuned_on=self.tuned_on | frozenset(tuned_on))
+    def described(self, scores: Sequence[Any]) -> CalibrationRecords:
+        """Return the records with what their scores declare: ranges, and what tuned them."""
+        ranges = tuple(_range(score) for score in scores)
+        tuned = {digest for score in scores for digest in getattr(score, "tuned_on", ())}
+        return replace(self, score_ranges=ranges, tuned_on=self.tuned_on | tuned)
 
     def split(self, share: float, *, seed: int) -> tuple[CalibrationRecords, CalibrationRecords]:
         """Split at random into `share` of the records and the rest.
@@ -206,6 +210,11 @@ def as_records(records: CalibrationRecords | Iterable[CalibrationRecord]) -> Cal
 def id_digest(name: str) -> str:
     """Return a short digest of a record's name."""
     return hashlib.blake2b(name.encode(), digest_size=8).hexdigest()
+
+
+def _range(score: Any) -> tuple[float, float] | None:
+    ends = (getattr(score, "low", math.nan), getattr(score, "high", math.nan))
+    return ends if all(math.isfinite(end) for end in ends) else None
 
 
 def _number(value: float | bool | None) -> float:

@@ -60,7 +60,8 @@ def calibrate_threshold(
         boundary: Boundary to calibrate; the tier before it is compared with the last tier.
         method: `auto`, or one of `binomial`, `hoeffding_bentkus`, `betting`.
         grid: Thresholds to try. Overrides `score_range`.
-        score_range: Least and largest value of the score: 101 even steps between them.
+        score_range: Least and largest value of the score: 101 even steps between them. By
+            default what the score declares, where both ends are finite.
         grid_share: Without both, the share of labelled records set aside to place the grid.
         require_signal: Refuse a score that does not order the losses better than chance.
         seed: Seed of the set-aside share and of the order in betting tests.

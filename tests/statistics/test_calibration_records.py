@@ -193,6 +193,21 @@ def test_unlabelled_scores_place_the_grid():
     assert any("200 unlabelled scores" in line for line in made.assumptions)
 
 
+def test_declared_range_makes_the_grid():
+    """A score that declares its ends gets 101 even steps, and all labels are tested."""
+
+    class Chance:
+        name, low, high = "chance", 0.0, 1.0
+
+    records = _columns()
+    chance = 1 / (1 + np.exp(-records.scores[:, 0]))
+    declared = CalibrationRecords.of(chance, records.correct).described([Chance()])
+    made = calibrate_threshold(declared, target_risk=0.1)
+    assert 600 == made.n
+    assert made.threshold == pytest.approx(round(made.threshold, 2))
+    assert any("101 even steps over [0, 1]" in line for line in made.assumptions)
+
+
 def test_labels_of_the_grid_share_are_never_read():
     """Flipping the labels of the records that place the grid changes nothing but the digest."""
     records = _columns(600)
