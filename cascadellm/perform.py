@@ -27,7 +27,6 @@ from cascadellm.effects import (
     Enter,
     Judge,
     Relay,
-    Shown,
     Sleep,
     Start,
     Wait,
@@ -228,7 +227,7 @@ class LocalPerformer(Performer):
             gate = Gate(effect.watch, Growing())
             for _ in gate.through(model.stream(effect.request.native, **arguments)):
                 pass
-            return _unshown(gate.result())
+            return gate.answered()
 
         return with_timeout(ask, effect.tier.timeout_s, effect.tier.label)
 
@@ -259,7 +258,7 @@ class AsyncLocalPerformer(AsyncPerformer):
                 async with aclosing(self.live(effect, gate)) as pieces:
                     async for _ in pieces:
                         pass
-                return _unshown(gate.result())
+                return gate.answered()
         except TimeoutError:
             if tier.timeout_s is None or not limit.expired():
                 raise
@@ -273,10 +272,6 @@ class AsyncLocalPerformer(AsyncPerformer):
     async def judge(self, effect: Judge) -> Answer:
         """Ask a local judge."""
         return await self.call(_judge_call(effect))
-
-
-def _unshown(result: Answer | Shown) -> Answer:
-    return result.answer if isinstance(result, Shown) else result
 
 
 def _call_arguments(effect: Call) -> dict[str, Any]:

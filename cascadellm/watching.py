@@ -74,9 +74,14 @@ class Gate(Generic[P]):
     Args:
         watch: The watcher; None = pass nothing, watch nothing.
         grow: From a piece to the whole answer so far; called once per piece, in order.
+        lazy: Call `grow` only until the verdict, where it is costly; the finished answer is
+            then handed to `result`.
     """
 
-    def __init__(self, watch: Watch | None, grow: Callable[[P], Answer]) -> None:
+    def __init__(
+        self, watch: Watch | None, grow: Callable[[P], Answer], *, lazy: bool = False
+    ) -> None:
+        self._lazy = lazy
         self._watch = watch
         self._grow = grow
         self._held: list[P] = []
@@ -106,10 +111,11 @@ class Gate(Generic[P]):
                     return
 
     def _pass(self, piece: P) -> list[P]:
-        self.answer = self._grow(piece)
+        if self.verdict == "go_on" or not self._lazy:
+            self.answer = self._grow(piece)
         if self.verdict == "commit":
             return [piece]
-        if self.verdict == "go_on":
+        if self.verdict == "go_on" and self.answer is not None:
             self.verdict = self._ask(self.answer)
         if self.verdict == "commit":
             held, self._held = [*self._held, piece], []
@@ -141,6 +147,11 @@ class Gate(Generic[P]):
         answer = whole if whole is not None else self.answer
         assert answer is not None, "a stream must yield at least one piece"
         return Shown(answer) if self.shown else answer
+
+    def answered(self, whole: Answer | None = None) -> Answer:
+        """Return the answer for a caller to whom nothing is shown before its end."""
+        result = self.result(whole)
+        return result.answer if isinstance(result, Shown) else result
 
 
 class _Closer:

@@ -81,7 +81,7 @@ class DirectPerformer(LangChainPerformer):
 
     def call(self, effect: Call) -> Answer:
         """Ask a tier."""
-        if effect.tier.timeout_s is not None or effect.purpose != "tier":
+        if effect.watch is not None or effect.tier.timeout_s or effect.purpose != "tier":
             return super().call(effect)
         runnable, arguments = self.context.asked(effect)
         messages = effect.request.native
@@ -95,7 +95,7 @@ class AsyncDirectPerformer(AsyncLangChainPerformer):
 
     async def call(self, effect: Call) -> Answer:
         """Ask a tier."""
-        if effect.tier.timeout_s is not None or effect.purpose != "tier":
+        if effect.watch is not None or effect.tier.timeout_s or effect.purpose != "tier":
             return await super().call(effect)
         runnable, arguments = self.context.asked(effect)
         messages = effect.request.native

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
@@ -10,15 +11,17 @@ from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
 from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
+from langchain_core.messages.ai import UsageMetadata
 from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
 from pydantic import ConfigDict, Field, SecretStr
 
-from cascadellm.answer import Piece
+from cascadellm.answer import Answer, Piece, TokenScore, Usage
 from cascadellm.errors import ConfigurationError
 from cascadellm.tier import LocalLike
 from langchain_cascade.convert import chat_dicts, local_message, openai_tools
+from langchain_cascade.logprobs import openai_shape
 
 __all__ = ["LocalChatModel"]
 
@@ -193,9 +196,10 @@ class LocalChatModel(BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         pieces = self.model.stream(chat_dicts(messages), **self._arguments(stop, kwargs))
+        sent = _Sent(scores=kwargs.get("logprobs", self.logprobs))
         try:
             for piece in pieces:
-                for chunk in self._chunks(piece, kwargs):
+                for chunk in self._chunks(piece, kwargs, sent):
                     if run_manager is not None:
                         run_manager.on_llm_new_token(str(chunk.message.content), chunk=chunk)
                     yield chunk
@@ -210,9 +214,10 @@ class LocalChatModel(BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         pieces = self.model.astream(chat_dicts(messages), **self._arguments(stop, kwargs))
+        sent = _Sent(scores=kwargs.get("logprobs", self.logprobs))
         try:
             async for piece in pieces:
-                for chunk in self._chunks(piece, kwargs):
+                for chunk in self._chunks(piece, kwargs, sent):
                     if run_manager is not None:
                         await run_manager.on_llm_new_token(str(chunk.message.content), chunk=chunk)
                     yield chunk
@@ -220,13 +225,18 @@ class LocalChatModel(BaseChatModel):
             if hasattr(pieces, "aclose"):
                 await pieces.aclose()
 
-    def _chunks(self, piece: Piece, kwargs: Mapping[str, Any]) -> list[ChatGenerationChunk]:
+    def _chunks(
+        self, piece: Piece, kwargs: Mapping[str, Any], sent: _Sent
+    ) -> list[ChatGenerationChunk]:
         chunks = []
+        sent.take(piece)
         if piece.text or piece.reasoning:
             extra = {"reasoning_content": piece.reasoning} if piece.reasoning else {}
-            chunks.append(AIMessageChunk(content=piece.text, additional_kwargs=extra))
+            chunks.append(
+                AIMessageChunk(content=piece.text, additional_kwargs=extra, **sent.marks())
+            )
         if piece.answer is not None:
-            whole = self._message(piece.answer, kwargs)
+            whole = self._message(sent.rest(piece.answer), kwargs)
             extra = {k: v for k, v in whole.additional_kwargs.items() if k != "reasoning_content"}
             chunks.append(
                 AIMessageChunk(
@@ -288,6 +298,51 @@ def _loaded(model: Any, options: Mapping[str, Any]) -> LocalLike:
     if options:
         raise ConfigurationError("model_kwargs belong to a path; this model is loaded already")
     return model
+
+
+class _Sent:
+    """What a stream has given of scores and usage: each count stands once, so they add up."""
+
+    def __init__(self, *, scores: Any) -> None:
+        self._wanted = bool(scores)
+        self._waiting: tuple[TokenScore, ...] = ()
+        self._prompt: int | None = None
+        self._given = Usage(0, 0)
+
+    def take(self, piece: Piece) -> None:
+        """Take a piece's scores; they go out with its text, or with the next one's."""
+        self._waiting += piece.tokens
+        self._prompt = piece.input_tokens
+
+    def marks(self) -> dict[str, Any]:
+        """Return the waiting scores, and their usage, as fields of a chunk."""
+        if not self._wanted or not self._waiting or self._prompt is None:
+            return {}
+        given, self._waiting = self._waiting, ()
+        read = self._prompt - self._given.input_tokens
+        self._given = Usage(self._prompt, self._given.output_tokens + len(given))
+        return {
+            "response_metadata": {"logprobs": openai_shape(given)},
+            "usage_metadata": _usage(Usage(read, len(given))),
+        }
+
+    def rest(self, answer: Answer) -> Answer:
+        """Return the finished answer with the scores and the usage still to be given."""
+        usage, given = answer.usage, self._given
+        if usage is not None:
+            usage = Usage(
+                usage.input_tokens - given.input_tokens, usage.output_tokens - given.output_tokens
+            )
+        tokens = None if answer.tokens is None else answer.tokens[given.output_tokens :]
+        return replace(answer, tokens=tokens, usage=usage)
+
+
+def _usage(usage: Usage) -> UsageMetadata:
+    return UsageMetadata(
+        input_tokens=usage.input_tokens,
+        output_tokens=usage.output_tokens,
+        total_tokens=usage.total_tokens,
+    )
 
 
 def _chosen(tools: Sequence[dict[str, Any]], choice: Any) -> list[dict[str, Any]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import aclosing
 from contextvars import Context
 from functools import partial
 from typing import Any
@@ -16,6 +17,7 @@ from cascadellm.answer import Answer
 from cascadellm.effects import Call, Judge
 from cascadellm.perform import AsyncPerformer, Performer
 from cascadellm.resilience import timeout_message, with_timeout
+from cascadellm.watching import Gate
 from langchain_cascade.calls import CascadeCall
 from langchain_cascade.convert import answer_of, as_message
 
@@ -40,6 +42,11 @@ class LangChainPerformer(Performer):
 
     def call(self, effect: Call) -> Answer:
         """Ask a tier."""
+        if effect.watch is not None:
+            gate = Gate(effect.watch, _Whole(), lazy=True)
+            for _ in gate.through(self.live(effect)):
+                pass
+            return gate.answered(self.answer)
         runnable, messages, arguments, config = self.context.prepare(effect)
         return self._ask(runnable, messages, arguments, config, effect)
 
@@ -105,6 +112,12 @@ class AsyncLangChainPerformer(AsyncPerformer):
 
     async def call(self, effect: Call) -> Answer:
         """Ask a tier."""
+        if effect.watch is not None:
+            gate = Gate(effect.watch, _Whole(), lazy=True)
+            async with aclosing(gate.athrough(self.live(effect))) as pieces:
+                async for _ in pieces:
+                    pass
+            return gate.answered(self.answer)
         runnable, messages, arguments, config = self.context.prepare(effect)
         return await self._ask(runnable, messages, arguments, config, effect)
 
@@ -164,6 +177,17 @@ class AsyncLangChainPerformer(AsyncPerformer):
             yield as_chunk(self.answer.native)
             return
         self.answer = answer_of(as_message(whole))
+
+
+class _Whole:
+    """The answer so far, grown from a tier's chunks."""
+
+    def __init__(self) -> None:
+        self._whole: AIMessageChunk | None = None
+
+    def __call__(self, chunk: AIMessageChunk) -> Answer:
+        self._whole = chunk if self._whole is None else self._whole + chunk
+        return answer_of(as_message(self._whole))
 
 
 class _Deadline:
