@@ -21,13 +21,15 @@ from cascadellm.watching import Gate
 from langchain_cascade.calls import CascadeCall
 from langchain_cascade.convert import answer_of, as_message
 
-__all__ = ["AsyncLangChainPerformer", "LangChainPerformer"]
+__all__ = ["AsyncLangChainPerformer", "LangChainPerformer", "Whole"]
 
 _LEAST_S = 1e-3
 
 
 class LangChainPerformer(Performer):
     """Calls tiers as child runs of the cascade's run, synchronously."""
+
+    watches = True
 
     def __init__(self, context: CascadeCall) -> None:
         super().__init__(context.handlers)
@@ -43,7 +45,7 @@ class LangChainPerformer(Performer):
     def call(self, effect: Call) -> Answer:
         """Ask a tier."""
         if effect.watch is not None:
-            gate = Gate(effect.watch, _Whole(), lazy=True)
+            gate = Gate(effect.watch, Whole(), lazy=True)
             for _ in gate.through(self.live(effect)):
                 pass
             return gate.answered(self.answer)
@@ -99,6 +101,8 @@ class LangChainPerformer(Performer):
 class AsyncLangChainPerformer(AsyncPerformer):
     """Calls tiers as child runs of the cascade's run, asynchronously."""
 
+    watches = True
+
     def __init__(self, context: CascadeCall) -> None:
         super().__init__(context.handlers)
         self.context = context
@@ -113,7 +117,7 @@ class AsyncLangChainPerformer(AsyncPerformer):
     async def call(self, effect: Call) -> Answer:
         """Ask a tier."""
         if effect.watch is not None:
-            gate = Gate(effect.watch, _Whole(), lazy=True)
+            gate = Gate(effect.watch, Whole(), lazy=True)
             async with aclosing(gate.athrough(self.live(effect))) as pieces:
                 async for _ in pieces:
                     pass
@@ -179,13 +183,14 @@ class AsyncLangChainPerformer(AsyncPerformer):
         self.answer = answer_of(as_message(whole))
 
 
-class _Whole:
+class Whole:
     """The answer so far, grown from a tier's chunks."""
 
     def __init__(self) -> None:
         self._whole: AIMessageChunk | None = None
 
     def __call__(self, chunk: AIMessageChunk) -> Answer:
+        """Add a chunk; return the answer so far."""
         self._whole = chunk if self._whole is None else self._whole + chunk
         return answer_of(as_message(self._whole))
 

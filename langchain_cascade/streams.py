@@ -13,9 +13,10 @@ from cascadellm.answer import Answer
 from cascadellm.cascade import Outcome
 from cascadellm.effects import Call, Interrupted, Relay
 from cascadellm.perform import Done, aadvance, advance
+from cascadellm.watching import Gate
 from langchain_cascade.calls import CascadeCall
 from langchain_cascade.convert import as_message
-from langchain_cascade.performing import AsyncLangChainPerformer, LangChainPerformer
+from langchain_cascade.performing import AsyncLangChainPerformer, LangChainPerformer, Whole
 
 __all__ = ["astream_plan", "final_message", "stream_plan"]
 
@@ -60,8 +61,10 @@ def stream_plan(context: CascadeCall) -> Iterator[ChatGenerationChunk]:
                 accepted = step.source
                 step = advance(plan, perform, send=accepted)
                 continue
+            gate = _gate(step.source)
+            live = perform.live(step.source)
             try:
-                for chunk in perform.live(step.source):
+                for chunk in live if gate is None else gate.through(live):
                     piece = _shown(chunk)
                     if piece is not None:
                         shown = True
@@ -69,7 +72,8 @@ def stream_plan(context: CascadeCall) -> Iterator[ChatGenerationChunk]:
             except Exception as error:
                 step = advance(plan, perform, throw=Interrupted(error) if shown else error)
             else:
-                step = advance(plan, perform, send=perform.answer)
+                said = perform.answer if gate is None else gate.result(perform.answer)
+                step = advance(plan, perform, send=said)
         yield from _ending(step.value, context, replay=accepted is not None)
     finally:
         plan.close()
@@ -89,7 +93,9 @@ async def astream_plan(context: CascadeCall) -> AsyncIterator[ChatGenerationChun
                 accepted = step.source
                 step = await aadvance(plan, perform, send=accepted)
                 continue
-            pieces = perform.live(step.source)
+            gate = _gate(step.source)
+            live = perform.live(step.source)
+            pieces = live if gate is None else gate.athrough(live)
             try:
                 async for chunk in pieces:
                     piece = _shown(chunk)
@@ -100,7 +106,8 @@ async def astream_plan(context: CascadeCall) -> AsyncIterator[ChatGenerationChun
                 broken = Interrupted(error) if shown else error
                 step = await aadvance(plan, perform, throw=broken)
             else:
-                step = await aadvance(plan, perform, send=perform.answer)
+                said = perform.answer if gate is None else gate.result(perform.answer)
+                step = await aadvance(plan, perform, send=said)
             finally:
                 await pieces.aclose()  # type: ignore[attr-defined]
         for generation in _ending(step.value, context, replay=accepted is not None):
@@ -108,6 +115,11 @@ async def astream_plan(context: CascadeCall) -> AsyncIterator[ChatGenerationChun
     finally:
         plan.close()
         context.close()
+
+
+def _gate(call: Call) -> Gate[AIMessageChunk] | None:
+    """Return what holds a watched draft back until its watcher commits to it."""
+    return None if call.watch is None else Gate(call.watch, Whole(), lazy=True)
 
 
 def _ending(
