@@ -85,6 +85,7 @@ def calibrate_cascade(
                 seed=seed,
             )
         except NoValidThresholdError as error:
+            # deferring everything here is safe, so the other boundaries may still be used
             result = None
             failures.append(error)
             notes.append(f"boundary {boundary} defers everything: {error}")
@@ -146,9 +147,11 @@ def search_cascade(
     level = 1 - confidence
     if len(testing) < (needed := bounds.least_records(target_risk, confidence)):
         raise too_few(len(testing), needed, target_risk, confidence)
+    # betting needs records in random order, and files are often sorted
     order = np.random.default_rng([seed, 3]).permutation(len(testing))
     best: Floats | None = None
     tested = 0
+    # fixed sequence: the first failure ends the walk, whatever lies beyond
     for thresholds in path:
         values = cascade_loss(testing, answered_by(testing, thresholds), loss)[order]
         if _whole_pvalue(values, target_risk, level, signed=loss == "signed") > level:

@@ -89,6 +89,7 @@ def betting_pvalue(
     steps = np.arange(1, n + 1)
     mean = (0.5 + np.cumsum(values)) / (steps + 1)
     variance = (0.25 + np.cumsum((values - mean) ** 2)) / (steps + 1)
+    # a bet may use the past only, else the capital is no martingale
     before = np.concatenate(([0.25], variance[:-1]))
     bets = np.minimum(np.sqrt(2 * math.log(1 / level) / (n * before)), 0.9 / max(1 - mean0, 1e-12))
     capital = np.cumsum(np.log1p(bets * (mean0 - values)))

@@ -194,6 +194,7 @@ def _cost_index(
             f"cost_cap_usd must exceed the budget {budget:g} and every recorded cost "
             f"(largest {highest:g}), got {cap:g}"
         )
+    # what accepting saves is the last tier's call
     saved = replace(column, value=large)
     total = float((small + large).sum()) - walk_along(saved, walk.grid).total
     mean = total / len(column)

@@ -121,6 +121,7 @@ def collect_records(
     done = len(listed) - len(wanted)
     with ThreadPoolExecutor(max_workers=max(1, concurrency)) as pool:
         waiting = iter(wanted)
+        # questions are handed out one by one, so that a spent budget stops the rest
         running: set[Future[None]] = set()
         while True:
             while len(running) < max(1, concurrency) and not run.spent_out:

@@ -83,6 +83,7 @@ def fit_learned_score(
         )
     rows = np.flatnonzero(known)
     chances = _cross_fit(table, labels, rows, folds, seed)
+    # chosen on chances that no model saw, as everything else that is reported
     best = min(_STRENGTHS, key=lambda s: _log_loss(chances[s][rows], labels[rows]))
     columns = _columns(table, rows)
     inputs = _expand(columns, table, rows)
@@ -178,6 +179,7 @@ def _expand(
         values = table[column.name][rows]
         missing = np.isnan(values)
         z = np.where(missing, 0.0, (values - column.center) / column.scale)
+        # an outlier must not reach where the training said nothing
         z = np.clip(z, -8, 8)
         parts.append(z)
         parts += [np.maximum(0.0, z - knot) for knot in column.knots]

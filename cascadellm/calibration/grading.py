@@ -63,6 +63,7 @@ def judged_by(ask: Callable[[str], Answer | str]) -> Grade:
         reply = ask(prompt)
         text = reply if isinstance(reply, str) else reply.text
         words = re.findall(r"[a-z]+", text.casefold())
+        # a judge that says both, or neither, has not judged
         verdicts = {w for w in words if w in ("yes", "no")}
         return None if len(verdicts) != 1 else float(verdicts == {"yes"})
 

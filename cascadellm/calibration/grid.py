@@ -87,6 +87,7 @@ def choose_grid(
                 needed=2 * count,
                 given=len(everything),
             )
+        # a seed of its own: the order of betting tests must not depend on the grid
         picked = np.random.default_rng([seed, 1]).permutation(everything)
         spare, everything = picked[:count], np.sort(picked[count:])
         origin = f"quantiles of {count} scores set aside, whose labels are not read"
@@ -103,6 +104,7 @@ def _quantile_grid(known: Floats) -> Floats:
     levels = np.linspace(1, 0, GRID_SIZE)
     # `lower` keeps real scores, so that tied scores stay on one side of each threshold
     values = np.quantile(known, levels, method="lower")
+    # the last step accepts every scored answer, also those below the scores seen here
     return _falling([*values, -np.inf])
 
 

@@ -95,10 +95,12 @@ def loss_column(records: CalibrationRecords, loss: str, boundary: int) -> LossCo
 
 def walk_along(column: LossColumn, grid: Floats) -> Walk:
     """Count accepted records and losses at every threshold of a falling grid."""
+    # a missing score is never accepted: it stays in n and out of every sum
     present = ~np.isnan(column.score)
     score = column.score[present]
     order = np.argsort(-score, kind="stable")
     falling = -score[order]
+    # with a leading zero, so that index = number accepted
     running = np.concatenate(([0.0], np.cumsum(column.value[present][order])))
     accepted = np.searchsorted(falling, -grid, side="right")
     return Walk(grid, accepted.astype(np.int64), running[accepted])

@@ -142,6 +142,7 @@ class DriftMonitor:
         """
         if not 0 <= loss <= 1:
             raise CalibrationError(f"a loss must lie in [0, 1], got {loss!r}")
+        # an error rate among accepted answers says nothing about deferred ones
         if self.loss == "selective" and not accepted:
             return None
         value = float(loss) if accepted else 0.0

@@ -153,6 +153,7 @@ class CalibrationRecords:
     @property
     def fingerprint(self) -> str:
         """Digest of all values, in order."""
+        # names are left out: the same answers under other names are the same data
         digest = hashlib.blake2b(digest_size=16)
         for part in (self.scores, self.correct, self.agree, self.cost):
             digest.update(b"-" if part is None else np.ascontiguousarray(part).tobytes())

@@ -154,6 +154,7 @@ class Calibration:
         values["versions"] = dict(data.get("versions") or {})
         try:
             result = cls(**values)
+            # NaN would make every comparison false, which defers silently for ever
             usable = all(not math.isnan(float(t)) for t in result.thresholds)
         except (TypeError, ValueError) as error:
             raise CalibrationError(f"the calibration data are incomplete: {error}") from error

@@ -130,6 +130,7 @@ def _level(
     if deferral_rate is None:
         return 1 - confidence
     check_levels(deferral_rate, confidence)
+    # two walks from opposite ends may both err
     return (1 - confidence) / 2
 
 

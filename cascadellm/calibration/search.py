@@ -67,6 +67,7 @@ def search_path(
     Raises:
         CalibrationError: No score is present, or the costs do not fit the tiers.
     """
+    # the search only proposes a path, so a part of many records is enough
     data = records.take(np.arange(min(len(records), _ROWS)))
     cost = _costs(data, tier_costs)
     ladders = [_ladder(data.scores[:, b]) for b in range(data.tiers - 1)]

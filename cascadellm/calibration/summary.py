@@ -37,6 +37,7 @@ def summarise(
     n = len(column)
     names = records.id_digests
     accepted = int(walk.accepted[index])
+    # an error rate among accepted answers has the accepted ones as its denominator
     size = accepted if column.name == "selective" else n
     total = float(walk.total[index])
     threshold = float(walk.grid[index])

@@ -92,6 +92,7 @@ def calibrate_threshold(
     tested = test_loss(column, chosen.values, target_risk, 1 - confidence, method, seed)
     if tested.index is None or tested.walk.accepted[tested.index] == 0:
         raise nothing_certified(column, tested.walk, target_risk, confidence)
+    # accepting everything needs no order, so a useless score does no harm there
     kept_all = tested.walk.accepted[tested.index] == tested.walk.accepted[-1]
     if require_signal and not kept_all:
         no_signal(column)
@@ -170,6 +171,7 @@ def _betting_walk(
     order = np.random.default_rng([seed, 2]).permutation(len(column))
     score, value = column.score[order], column.value[order]
     index = None
+    # lazily, because one betting test reads all records
     for j in range(start, len(walk.grid)):
         accepted = score >= walk.grid[j]
         losses = value[accepted] if column.name == "selective" else np.where(accepted, value, 0.0)

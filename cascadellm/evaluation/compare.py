@@ -19,6 +19,7 @@ from cascadellm.calibration.records import (
 from cascadellm.calibration.result import Calibration, Interval
 from cascadellm.errors import CalibrationError
 from cascadellm.evaluation.curve import Curve, Ordering, Pair
+from cascadellm.evaluation.describe import notes_on, plain, policy_data
 from cascadellm.evaluation.metrics import METRICS, Metrics, Sample, measure
 from cascadellm.evaluation.points import OperatingPoint, operating_point
 from cascadellm.evaluation.words import sentence
@@ -123,8 +124,8 @@ class Evaluation:
             "seed": self.seed,
             "resamples": self.resamples,
             "fingerprint": self.fingerprint,
-            "policies": [_policy_dict(r) for r in self.results],
-            "points": [_plain(asdict(p)) for p in self.points],
+            "policies": [policy_data(r) for r in self.results],
+            "points": [plain(asdict(p)) for p in self.points],
         }
 
 
@@ -164,6 +165,7 @@ def evaluate(
     named = _scores(data, policies, boundary)
     scores = {name: values[pair.rows] for name, values in named.items()}
     mine = len(scores)
+    # one group of equal scores is random deferral in expectation: the chord
     scores["random"] = np.zeros(len(pair))
     scores["oracle"] = pair.small - pair.large
     if data.prompt_length is not None:
@@ -185,7 +187,7 @@ def evaluate(
         float(np.maximum(pair.small, pair.large).mean()),
         margin,
         pair.costs_known,
-        _notes(data, pair, results, points),
+        notes_on(data, pair, results, points),
         seed,
         resamples,
         data.fingerprint,
@@ -270,6 +272,7 @@ def _bootstrap(
     done = 0
     while done < resamples:
         batch = min(size, resamples - done)
+        # one draw serves all policies, which is what makes the differences paired
         drawn = rng.integers(0, n, size=(batch, n)) + n * np.arange(batch)[:, None]
         counts = np.bincount(drawn.ravel(), minlength=n * batch).reshape(batch, n)
         for name, value in _measure_all(pair, orders, counts.astype(float), margin).items():
@@ -299,62 +302,7 @@ def _differences(
     found = {}
     for other, metrics in boot.items():
         difference = boot[name].norm - metrics.norm
+        # random and oracle have norm 0 and 1 by definition
         if other not in (name, "random", "oracle") and np.isfinite(difference).all():
             found[other] = _interval(difference)
     return found
-
-
-def _notes(
-    data: CalibrationRecords,
-    pair: Pair,
-    results: Sequence[PolicyResult],
-    points: Sequence[OperatingPoint],
-) -> tuple[str, ...]:
-    notes = []
-    if len(pair) < len(data):
-        notes.append(f"{len(data) - len(pair)} of {len(data)} records are not graded; left out")
-    if not pair.costs_known:
-        notes.append("costs are unknown: the smaller tier is counted as free in every cost")
-    notes += [
-        f"{r.name}: {r.missing} of {len(pair)} scores are missing and defer first"
-        for r in results
-        if r.missing
-    ]
-    notes += [
-        f"{p.name}: {p.reused} of these records were used for its calibration; its figures are "
-        "optimistic"
-        for p in points
-        if p.reused
-    ]
-    for name, values in (("smaller", pair.small), ("larger", pair.large)):
-        if (values == values[0]).all():
-            notes.append(f"one class only: the {name} tier has quality {values[0]:g} everywhere")
-    return tuple(notes)
-
-
-def _policy_dict(result: PolicyResult) -> dict[str, Any]:
-    curve = result.curve.thinned(200)
-    return {
-        "name": result.name,
-        "baseline": result.baseline,
-        "missing": result.missing,
-        "values": _plain(dict(result.values)),
-        "intervals": {k: list(v) for k, v in result.intervals.items()},
-        "against": {k: list(v) for k, v in result.against.items()},
-        "curve": {
-            "share": curve.share.tolist(),
-            "quality": curve.quality.tolist(),
-            "cost": curve.cost.tolist(),
-        },
-    }
-
-
-def _plain(data: dict[str, Any]) -> dict[str, Any]:
-    def clean(value: Any) -> Any:
-        if isinstance(value, float):
-            if math.isnan(value):
-                return None
-            return value if math.isfinite(value) else repr(value)
-        return [clean(v) for v in value] if isinstance(value, (list, tuple)) else value
-
-    return {k: clean(v) for k, v in data.items()}

@@ -65,6 +65,7 @@ class Pair:
                 raise CalibrationError(f"tier_costs must be >= 0 and > 0, got {tier_costs!r}")
             small_cost, large_cost = ones * (tier_costs[0] / tier_costs[1]), ones
         elif cost is not None and not np.isnan(cost).any() and cost[:, 1].sum() > 0:
+            # one large call is the unit, so that curves of different prices compare
             unit = cost[:, 1].mean()
             small_cost, large_cost = cost[:, 0] / unit, cost[:, 1] / unit
         else:
@@ -99,6 +100,7 @@ class Ordering:
         values = score[order]
         new = np.ones(len(values), dtype=bool)
         new[1:] = values[1:] != values[:-1]
+        # NaN differs from NaN, yet the missing are one group
         new[1:missing] = False
         starts = np.flatnonzero(new)
         return cls(order, starts, missing, values[starts])

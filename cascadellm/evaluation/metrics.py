@@ -105,8 +105,10 @@ def measure(pair: Pair, ordering: Ordering, sample: Sample, margin: float) -> Me
     area = _area(share, quality)
     random = (sample.small + sample.large) / 2
     gap = sample.large - sample.small
+    # a ratio to a gap near zero says nothing about the policy
     wide = np.where(np.abs(gap) >= MIN_GAP, gap, np.nan)
     oracle_gain = sample.oracle_area - random
+    # the first maximum, so the peak is reached at the least share
     best = quality.argmax(axis=1)
     rows = np.arange(len(best))
     place = _crossing(quality, sample.large - margin)
@@ -137,6 +139,7 @@ def _costs(pair: Pair, ordering: Ordering, sample: Sample, nodes: _Nodes) -> Flo
     n = len(pair)
     first = sample.weights @ pair.small_cost / n
     each = pair.large_cost[0]
+    # constant prices are the usual case and need no second gathering
     if (pair.large_cost == each).all():
         flat: Floats = (first[:, None] + each * nodes.share) / each
         return flat
@@ -153,6 +156,7 @@ def _area(share: Floats, quality: Floats) -> Floats:
 
 def _crossing(quality: Floats, target: Floats) -> Floats:
     """Return the fractional node at which the curve first reaches the target, NaN if never."""
+    # running sums differ from the exact mean in the last digits
     reached = quality >= target[:, None] - 1e-12
     node = reached.argmax(axis=1)
     rows = np.arange(len(node))
@@ -185,6 +189,7 @@ def _auc(pair: Pair, ordering: Ordering, nodes: _Nodes) -> Floats:
         return np.full(len(nodes.counts), np.nan)
     right = ordering.grouped(nodes.drawn * pair.small[ordering.order])
     wrong = nodes.counts - right
+    # half of a tie counts as in order
     below = np.cumsum(wrong, axis=1) - wrong / 2
     with np.errstate(divide="ignore", invalid="ignore"):
         auc: Floats = (right * below).sum(axis=1) / (right.sum(axis=1) * wrong.sum(axis=1))

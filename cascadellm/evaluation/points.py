@@ -97,6 +97,7 @@ def _thresholds(
 ) -> tuple[Floats, int, float | None]:
     """Return one threshold per boundary, the records used before, and the promise."""
     last = records.tiers - 1
+    # a boundary that was not calibrated must not accept anything
     values = np.full(last, math.inf)
     if not isinstance(thresholds, Calibration):
         if len(thresholds) != last:
@@ -125,6 +126,7 @@ def _cost(
         cost = records.cost
     else:
         return None
+    # every tier up to the one that answers has been paid
     paid = np.arange(records.tiers)[None, :] <= answered[:, None]
     large = cost[:, -1].mean()
     return float(np.where(paid, cost, 0.0).sum(axis=1).mean() / large) if large > 0 else None
