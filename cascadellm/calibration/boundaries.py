@@ -72,24 +72,25 @@ def calibrate_cascade(
     failures: list[NoValidThresholdError] = []
     for boundary, part in enumerate(_shares(shares, data.tiers - 1)):
         try:
-            result = calibrate_threshold(
-                data,
-                target_risk=target_risk * part,
-                confidence=1 - (1 - confidence) * part,
-                loss=loss,
-                boundary=boundary,
-                grid=_nth(grids, boundary),
-                score_range=_nth(score_ranges, boundary),
-                grid_share=grid_share,
-                require_signal=False,
-                seed=seed,
+            found.append(
+                calibrate_threshold(
+                    data,
+                    target_risk=target_risk * part,
+                    confidence=1 - (1 - confidence) * part,
+                    loss=loss,
+                    boundary=boundary,
+                    grid=_nth(grids, boundary),
+                    score_range=_nth(score_ranges, boundary),
+                    grid_share=grid_share,
+                    require_signal=False,
+                    seed=seed,
+                )
             )
         except NoValidThresholdError as error:
             # deferring everything here is safe, so the other boundaries may still be used
-            result = None
+            found.append(None)
             failures.append(error)
             notes.append(f"boundary {boundary} defers everything: {error}")
-        found.append(result)
     certified = [c for c in found if c is not None]
     if not certified:
         raise failures[-1]
