@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar
 
@@ -68,8 +68,7 @@ def calibrate_cascade(
     data = as_records(records)
     _check_additive(loss)
     found: list[Calibration | None] = []
-    notes: list[str] = []
-    failures: list[NoValidThresholdError] = []
+    failures: dict[int, NoValidThresholdError] = {}
     for boundary, part in enumerate(_shares(shares, data.tiers - 1)):
         try:
             found.append(
@@ -89,11 +88,10 @@ def calibrate_cascade(
         except NoValidThresholdError as error:
             # deferring everything here is safe, so the other boundaries may still be used
             found.append(None)
-            failures.append(error)
-            notes.append(f"boundary {boundary} defers everything: {error}")
+            failures[boundary] = error
     certified = [c for c in found if c is not None]
     if not certified:
-        raise failures[-1]
+        raise failures[0]
     return _describe(
         data,
         tuple(math.inf if c is None else c.threshold for c in found),
@@ -102,7 +100,7 @@ def calibrate_cascade(
         target_risk=target_risk,
         confidence=confidence,
         method=f"boundaries in turn; {certified[0].method}",
-        notes=(*notes, *(f"boundary {c.boundaries[0]}: {n}" for c in certified for n in c.notes)),
+        notes=_turn_notes(certified, failures),
         seed=seed,
     )
 
@@ -175,6 +173,15 @@ def search_cascade(
         method=f"joint search on {len(searching)} records, fixed sequence over {tested} points",
         notes=(),
         seed=seed,
+    )
+
+
+def _turn_notes(
+    certified: Sequence[Calibration], failures: Mapping[int, NoValidThresholdError]
+) -> tuple[str, ...]:
+    return (
+        *(f"boundary {b} defers everything: {error}" for b, error in failures.items()),
+        *(f"boundary {c.boundaries[0]}: {note}" for c in certified for note in c.notes),
     )
 
 
