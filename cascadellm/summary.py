@@ -10,7 +10,10 @@ from typing import Any
 from cascadellm.errors import MissingDependencyError
 from cascadellm.tier import Price
 
-__all__ = ["Summary", "TierSummary", "finite", "percentile", "summarise", "to_frame"]
+__all__ = ["Summary", "TierSummary", "finite", "percentile", "summarise", "to_frame", "usd"]
+
+_DONE = ("accept", "escalate", "stopped")
+"""Actions of attempts that answered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +166,9 @@ def summarise(records: Iterable[Any], *, large_price: Price | None = None) -> Su
 
     Args:
         records: `Record` or `Trace` objects, or their `to_dict` data.
-        large_price: Price of the last tier. With it the cost of the large model alone counts
-            the tokens of every call; without it, calls that did not ask the last tier count
-            as the mean of those that did.
+        large_price: Price of the last tier. With it the cost of the large model alone prices
+            the prompt and the accepted answer of every call; without it, calls that did not
+            ask the last tier count as the mean of those that did.
     """
     rows = [row if isinstance(row, Mapping) else row.to_dict() for row in records]
     tiers = _tiers(rows)
@@ -242,22 +245,24 @@ def _large_alone(
     """Return the cost of the last tier alone and a sentence on how it was found."""
     if not tiers:
         return None, "no calls"
+    if price is not None:
+        priced = _sum_or_none([_priced(row, price) for row in rows])
+        basis = "tokens of some call unknown" if priced is None else "its price times the tokens"
+        return priced, f"{basis} of every call" if priced is not None else basis
     last = (tiers[-1].tier, tiers[-1].name)
-    paid: list[float | None] = []
-    for row in rows:
-        own = [
-            a
-            for a in row["attempts"]
-            if (a["tier"], a["name"]) == last and a["action"] not in ("skip", "error")
-        ]
-        cost = finite(own[-1].get("cost_usd")) if own else None
-        paid.append(_priced(row, price) if cost is None and price is not None else cost)
+    asked = [
+        [a for a in row["attempts"] if (a["tier"], a["name"]) == last and a["action"] in _DONE]
+        for row in rows
+    ]
+    if any(attempt.get("policy") is not None for own in asked for attempt in own):
+        # a boundary decided about it, so a tier beyond it exists
+        return None, "the last tier was never asked; give its price"
+    paid = [finite(own[-1].get("cost_usd")) if own else None for own in asked]
     known = [cost for cost in paid if cost is not None]
+    if not known:
+        return None, f"{last[1]} was never asked at a known cost"
     if len(known) == len(paid):
-        basis = "its price times the tokens of every call" if price else "every call asked it"
-        return math.fsum(known), basis
-    if price is not None or not known:
-        return None, "tokens unknown" if price else f"{last[1]} was never asked at a known cost"
+        return math.fsum(known), "every call asked it"
     mean = math.fsum(known) / len(known)
     return mean * len(paid), f"mean of the {len(known)} calls that asked {last[1]}"
 

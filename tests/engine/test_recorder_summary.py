@@ -73,6 +73,18 @@ def test_summary_when_the_large_price_is_given() -> None:
     assert "its price times the tokens of every call" == found.large_alone_basis
 
 
+def test_summary_when_the_last_tier_was_never_asked() -> None:
+    """What nobody asked has no cost that could be compared with, unless its price is given."""
+    with record_cascade() as recorder:
+        call(Never(), prices=(CHEAP, DEAR))
+
+    assert (None, None) == (recorder.summary().large_alone_usd, recorder.summary().savings)
+    assert "never asked" in recorder.summary().large_alone_basis
+    priced = recorder.summary(large_price=DEAR)
+    assert priced.large_alone_usd == pytest.approx((3 * 10 + 2 * 20) / 1e6)
+    assert priced.savings == pytest.approx(1 - 7 / 70)
+
+
 def test_summary_when_a_price_is_unknown() -> None:
     """An unknown price makes cost and savings unknown, never zero; the known part is kept."""
     with record_cascade() as recorder:
