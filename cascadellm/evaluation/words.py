@@ -45,9 +45,10 @@ def _of_point(point: OperatingPoint) -> str:
     low, high = (round(100 * v, 1) + 0.0 for v in point.gap_interval)
     kept = 1 - point.share_last
     cost = "" if point.cost is None else f" at {point.cost:.0%} of the cost of always asking it"
-    change = (
-        f"falls by {_points(point.gap)}" if point.gap >= 0 else f"rises by {_points(-point.gap)}"
-    )
+    moved = round(100 * point.gap, 1)
+    change = f"falls by {_points(point.gap)}" if moved > 0 else f"rises by {_points(-point.gap)}"
+    if moved == 0:
+        change = "stays the same"
     return (
         f"With the thresholds {point.name!r}, {kept:.0%} of {point.n} questions are answered "
         f"without the last tier{cost}, and quality {change} (95% interval of the loss: {low:g} to "
