@@ -53,6 +53,9 @@ def collect(
     ] = "exact",
     concurrency: Annotated[int, typer.Option(min=1, help="Questions at the same time.")] = 4,
     max_cost: Annotated[float | None, typer.Option(help="Stop at this cost, in USD.")] = None,
+    top_logprobs: Annotated[
+        bool, typer.Option("--top-logprobs", help="Also keep alternatives, for margin scores.")
+    ] = False,
 ) -> None:
     """Ask every tier every question; a second run asks only what is missing."""
     from cascadellm.calibration.collect import collect_records, read_questions
@@ -84,6 +87,7 @@ def collect(
             grade=grader,
             concurrency=concurrency,
             max_cost_usd=max_cost,
+            reads=frozenset({"logprobs", "top_logprobs"} if top_logprobs else {"logprobs"}),
             progress=show,
         )
     typer.echo(f"{len(found.records)} of {len(listed)} questions are complete -> {output}")

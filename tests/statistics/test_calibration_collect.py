@@ -298,3 +298,57 @@ def test_grade_out_of_range_is_an_error(tmp_path):
     cascade, _ = _cascade()
     with pytest.raises(ConfigurationError, match=r"must be a number in \[0, 1\]"):
         collect_records(cascade, _questions(1), tmp_path / "a.jsonl", grade=lambda *_: 5)
+
+
+APP = """
+from cascadellm.answer import Answer, TokenScore, Usage
+from cascadellm.cascade import Cascade
+from cascadellm.policies import Threshold
+from cascadellm.scores import mean_logprob
+from cascadellm.testing import FakeModel
+from cascadellm.tier import Price, Tier
+
+
+def small(messages, **_):
+    number = int(messages[-1]["content"].split()[-1])
+    right = number % 10 < 7
+    token = TokenScore("x", -0.1 if number % 10 < 5 else -2.0)
+    return Answer(str(2 * number if right else 0), tokens=(token,), usage=Usage(5, 1))
+
+
+def large(messages, **_):
+    return Answer(str(2 * int(messages[-1]["content"].split()[-1])), usage=Usage(5, 1))
+
+
+models = FakeModel(small, name="small"), FakeModel(large, name="large")
+llm = Cascade([Tier(m, price=Price(input=1, output=1)) for m in models], Threshold(mean_logprob, 0))
+"""
+
+
+def test_command_line_from_questions_to_page(tmp_path, monkeypatch):
+    """`collect`, `calibrate` and `evaluate --html` work on each other's files."""
+    from typer.testing import CliRunner
+
+    from cascadellm.cli import _app
+    from cascadellm.policies import Threshold
+
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "collect_app_for_test.py").write_text(APP)
+    rows = [json.dumps({"question": f"double {i}", "answer": 2 * i}) for i in range(1, 301)]
+    (tmp_path / "q.jsonl").write_text("\n".join(rows))
+
+    def run(*arguments):
+        done = CliRunner().invoke(_app(), list(arguments))
+        assert 0 == done.exit_code, (done.output, done.exception)
+        return done.output
+
+    said = run("collect", "q.jsonl", "--cascade", "collect_app_for_test:llm", "-o", "a.jsonl")
+    assert "300 of 300 questions are complete" in said
+    assert "600 calls in this run, cost 0.0036 USD" in said
+    said = run("calibrate", "a.jsonl", "--target-risk", "0.05", "-o", "c.json")
+    assert "accept iff mean_logprob >= -0.1" in said
+    assert -0.1 == Threshold.from_calibration(tmp_path / "c.json").threshold
+    options = ("--calibration", "c.json", "--html", "e.html", "--json", "e.json")
+    said = run("evaluate", "a.jsonl", "--resamples", "50", *options)
+    assert "50% of 300 questions are answered without the last tier" in said.replace("\n", " ")
+    assert json.loads((tmp_path / "e.json").read_text())["n"] == 300
