@@ -9,7 +9,7 @@ from uuid import UUID
 
 from langchain_core.tracers.langchain import LangChainTracer
 
-from cascadellm.answer import Attempt, Decision, Trace
+from cascadellm.answer import Answer, Attempt, Decision, Trace
 from cascadellm.tier import Tier
 from langchain_cascade.engine import Engine
 from langchain_cascade.guard import held
@@ -21,6 +21,7 @@ __all__ = ["Marks", "outer_marks"]
 _log = logging.getLogger("langchain_cascade")
 _LONGEST = 250
 _HIDDEN_DRAFT = "ls_message_view_exclude"
+_INTERRUPTED = "ls_is_error_interrupt"
 
 
 class Marks:
@@ -51,10 +52,30 @@ class Marks:
             metadata[_HIDDEN_DRAFT] = True
         for tracer, run in self._each(index):
             try:
+                if (run.metadata or {}).get(_INTERRUPTED):
+                    # closing a stream ends its run with GeneratorExit, which is no failure
+                    run.error = None
+                    metadata["cascade_action"] = "stopped"
                 _mark(run, _with_cost(run, metadata, cost_usd), [])
                 _send(tracer, run)
             except Exception:
                 _log.warning("a tier's run could not be marked", exc_info=True)
+
+    def interrupted(self, index: int, answer: Answer) -> None:
+        """Mark a tier's open run before its stream is closed, with what it has used so far."""
+        metadata: dict[str, Any] = {_INTERRUPTED: True}
+        if answer.usage is not None:
+            metadata["usage_metadata"] = {
+                "input_tokens": answer.usage.input_tokens,
+                "output_tokens": answer.usage.output_tokens,
+                "total_tokens": answer.usage.total_tokens,
+            }
+        for _, run in self._each(index):
+            try:
+                if run.end_time is None:
+                    _mark(run, metadata, [])
+            except Exception:
+                _log.warning("a stopped run could not be marked", exc_info=True)
 
     def release(self) -> None:
         """Send the runs of tiers whose answers nobody decided about."""

@@ -14,14 +14,14 @@ from langchain_core.messages import AIMessageChunk, HumanMessage
 from langchain_core.runnables.config import RunnableConfig
 
 from cascadellm.answer import Answer
-from cascadellm.effects import Call, Judge
+from cascadellm.effects import Call, Judge, Verdict
 from cascadellm.perform import AsyncPerformer, Performer
 from cascadellm.resilience import timeout_message, with_timeout
 from cascadellm.watching import Gate
 from langchain_cascade.calls import CascadeCall
 from langchain_cascade.convert import answer_of, as_message
 
-__all__ = ["AsyncLangChainPerformer", "LangChainPerformer", "Whole"]
+__all__ = ["AsyncLangChainPerformer", "LangChainPerformer", "gate_of"]
 
 _LEAST_S = 1e-3
 
@@ -45,7 +45,7 @@ class LangChainPerformer(Performer):
     def call(self, effect: Call) -> Answer:
         """Ask a tier."""
         if effect.watch is not None:
-            gate = Gate(effect.watch, Whole(), lazy=True)
+            gate = gate_of(effect, self.context)
             for _ in gate.through(self.live(effect)):
                 pass
             return gate.answered(self.answer)
@@ -117,7 +117,7 @@ class AsyncLangChainPerformer(AsyncPerformer):
     async def call(self, effect: Call) -> Answer:
         """Ask a tier."""
         if effect.watch is not None:
-            gate = Gate(effect.watch, Whole(), lazy=True)
+            gate = gate_of(effect, self.context)
             async with aclosing(gate.athrough(self.live(effect))) as pieces:
                 async for _ in pieces:
                     pass
@@ -181,6 +181,20 @@ class AsyncLangChainPerformer(AsyncPerformer):
             yield as_chunk(self.answer.native)
             return
         self.answer = answer_of(as_message(whole))
+
+
+def gate_of(effect: Call, context: CascadeCall) -> Gate[AIMessageChunk]:
+    """Return what holds a watched draft back, and marks its run before it is stopped."""
+    inner, tracing = effect.watch, context.tracing
+    assert inner is not None
+
+    def watch(answer: Answer) -> Verdict:
+        verdict = inner(answer)
+        if verdict == "stop" and tracing is not None and answer.finish_reason is None:
+            tracing.marks.interrupted(effect.index, answer)
+        return verdict
+
+    return Gate(watch, Whole(), lazy=True)
 
 
 class Whole:

@@ -13,10 +13,9 @@ from cascadellm.answer import Answer
 from cascadellm.cascade import Outcome
 from cascadellm.effects import Call, Interrupted, Relay
 from cascadellm.perform import Done, aadvance, advance
-from cascadellm.watching import Gate
 from langchain_cascade.calls import CascadeCall
 from langchain_cascade.convert import as_message
-from langchain_cascade.performing import AsyncLangChainPerformer, LangChainPerformer, Whole
+from langchain_cascade.performing import AsyncLangChainPerformer, LangChainPerformer, gate_of
 
 __all__ = ["astream_plan", "final_message", "stream_plan"]
 
@@ -61,7 +60,7 @@ def stream_plan(context: CascadeCall) -> Iterator[ChatGenerationChunk]:
                 accepted = step.source
                 step = advance(plan, perform, send=accepted)
                 continue
-            gate = _gate(step.source)
+            gate = None if step.source.watch is None else gate_of(step.source, context)
             live = perform.live(step.source)
             try:
                 for chunk in live if gate is None else gate.through(live):
@@ -93,7 +92,7 @@ async def astream_plan(context: CascadeCall) -> AsyncIterator[ChatGenerationChun
                 accepted = step.source
                 step = await aadvance(plan, perform, send=accepted)
                 continue
-            gate = _gate(step.source)
+            gate = None if step.source.watch is None else gate_of(step.source, context)
             live = perform.live(step.source)
             pieces = live if gate is None else gate.athrough(live)
             try:
@@ -115,11 +114,6 @@ async def astream_plan(context: CascadeCall) -> AsyncIterator[ChatGenerationChun
     finally:
         plan.close()
         context.close()
-
-
-def _gate(call: Call) -> Gate[AIMessageChunk] | None:
-    """Return what holds a watched draft back until its watcher commits to it."""
-    return None if call.watch is None else Gate(call.watch, Whole(), lazy=True)
 
 
 def _ending(

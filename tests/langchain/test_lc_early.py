@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from langchain_core.messages import AIMessage, AIMessageChunk
+from langchain_core.tracers.base import BaseTracer
 
 from cascadellm import (
     Agreement,
@@ -169,6 +170,45 @@ def test_policy_when_it_asks_models(mode: str, make: Any, purposes: list[str]) -
     assert purposes == [call["purpose"] for call in calls]
     assert all(call["cost_usd"] for call in calls)
     assert "small" == record["answered_by"]
+
+
+@modes
+def test_t15_when_a_stopped_draft_is_traced(mode: str) -> None:
+    """A stopped draft's run carries its usage and the interrupt mark, and is no failure."""
+
+    class Kept(BaseTracer):
+        """A tracer that keeps its root runs."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.roots: list[Any] = []
+
+        def _persist_run(self, run: Any) -> None:
+            self.roots.append(run)
+
+    kept = Kept()
+    llm, _, _ = build(EarlyAbort(mean_logprob, -1, after_tokens=3), scored(*[-3.0] * 30))
+    config: Any = {"callbacks": [kept]}
+    if mode == "stream":
+        list(llm.stream("q", config))
+    elif mode == "astream":
+
+        async def drain() -> None:
+            async for _ in llm.astream("q", config):
+                pass
+
+        asyncio.run(drain())
+    else:
+        ask(llm, mode, config)
+    (root,) = kept.roots
+    small = next(run for run in root.child_runs if run.name == "small")
+
+    assert (None, None) == (root.error, small.error)
+    assert (True, "stopped", 3) == (
+        small.metadata["ls_is_error_interrupt"],
+        small.metadata["cascade_action"],
+        small.metadata["usage_metadata"]["output_tokens"],
+    )
 
 
 def _quiet_class() -> Any:
