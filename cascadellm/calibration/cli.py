@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
+    ProgressColumn,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
@@ -65,15 +66,7 @@ def collect(
     target = _load(cascade)
     known: dict[str, Any] = {"exact": exact_match, "none": None}
     grader = known[grade] if grade in known else _load(grade)
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[cost]}"),
-    )
-    with Bar(*columns, console=Console(stderr=True)) as bar:
+    with Bar(*_columns(), console=Console(stderr=True)) as bar:
         task = bar.add_task("asking every tier", total=len(listed), cost="")
 
         def show(now: Progress) -> None:
@@ -94,6 +87,17 @@ def collect(
     _say_run(found)
     if found.left:
         raise typer.Exit(3)
+
+
+def _columns() -> tuple[ProgressColumn, ...]:
+    return (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[cost]}"),
+    )
 
 
 def _say_run(found: Collection) -> None:
