@@ -10,7 +10,9 @@ from __future__ import annotations
 import argparse
 import json
 import time
+import urllib.error
 import urllib.request
+from contextlib import suppress
 from typing import Any
 
 from llama_index.core import Document, VectorStoreIndex
@@ -39,13 +41,17 @@ def build() -> Any:
 def check(endpoint: str, project: str) -> None:
     """Read the trace back and print the cascade's span as Phoenix holds it."""
     url = f"{endpoint}/v1/projects/{project}/spans?limit=1000"
+    found: list[dict[str, Any]] = []
     for _ in range(60):
-        with urllib.request.urlopen(url, timeout=10) as reply:  # noqa: S310 - the user's own server
+        # Phoenix takes spans in one by one, and knows a project after its first
+        with suppress(urllib.error.HTTPError), urllib.request.urlopen(url, timeout=10) as reply:  # noqa: S310 - the user's own server
             spans: list[dict[str, Any]] = json.load(reply)["data"]
-        found = [span for span in spans if span["name"] == "CascadeLLM.chat"]
-        if found:
-            break
+            found = [span for span in spans if span["name"] == "CascadeLLM.chat"]
+            if found and any(span["parent_id"] is None for span in spans):
+                break
         time.sleep(0.5)
+    if not found:
+        raise SystemExit(f"no trace arrived in project {project!r} of {endpoint}")
     attributes, trace = found[-1]["attributes"], found[-1]["context"]["trace_id"]
     names = sorted(span["name"] for span in spans if span["context"]["trace_id"] == trace)
     shown = {"answered_by": attributes["metadata.cascade_answered_by"], "spans": names}
