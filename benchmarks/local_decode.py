@@ -117,11 +117,19 @@ def measure(model: LocalModel, prompts: list[str], limit: int, repeats: int) -> 
     return report
 
 
+def cpu_name() -> str:
+    """Return the processor's name where Linux tells it."""
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
 def machine() -> dict[str, Any]:
     """Return what the figures depend on."""
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "cpu": platform.processor() or platform.machine(),
+        "cpu": cpu_name(),
         "cores": os.cpu_count(),
         "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
