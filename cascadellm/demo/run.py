@@ -3,31 +3,36 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeAlias
 
 from cascadellm.answer import Answer
 from cascadellm.demo import load, questions
 from cascadellm.demo.tasks import Question
 from cascadellm.events import JsonlSink, Record, record_cascade
+from cascadellm.policies import Threshold
 from cascadellm.scores import mean_logprob
 from cascadellm.tier import Price, Tier
+
+Ask: TypeAlias = Callable[[Question], str]
+Ways: TypeAlias = Callable[[Sequence[Tier], Any], dict[str, Ask]]
 
 __all__ = ["Demo", "Row", "Tuned", "run_demo"]
 
 SEED = 2026
 TUNING_SEED = 7
-RAG_SKILLS = ("one_fact", "two_facts")
+RAG_SKILL = "one_fact"
 WAYS = ("small only", "large only", "cascade", "random deferral")
 
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """A threshold chosen on questions that are not reported.
+    """A framework's threshold, chosen on questions that are not reported.
 
     Attributes:
         threshold: Unit: nats per token.
@@ -47,7 +52,6 @@ class Row:
     ok: dict[str, bool]
     latency_s: dict[str, float]
     record: Record
-    score: float
 
     @property
     def deferred(self) -> bool:
@@ -60,7 +64,7 @@ class Demo:
     """Everything that the demo found, for the table, the plot and `--json`."""
 
     rows: tuple[Row, ...]
-    tuned: Tuned
+    tuned: dict[str, Tuned]
     parameters: dict[str, int]
 
     def table(self) -> list[dict[str, Any]]:
@@ -91,7 +95,8 @@ class Demo:
         """Return accuracies and the share deferred per skill and number of steps."""
         groups: dict[str, list[Row]] = {}
         for row in self.rows:
-            steps = f", {row.item.steps} steps" if row.item.skill == "word_problem" else ""
+            plural = "" if row.item.steps == 1 else "s"
+            steps = f", {row.item.steps} step{plural}" if row.item.skill == "word_problem" else ""
             groups.setdefault(row.item.skill.replace("_", " ") + steps, []).append(row)
         return [
             {
@@ -104,21 +109,25 @@ class Demo:
         ]
 
     def curve(self) -> list[tuple[float, float]]:
-        """Return (share deferred, accuracy) for every threshold, from none to all."""
-        ordered = sorted(self.rows, key=lambda row: row.score)
-        right = sum(row.ok["small only"] for row in ordered)
-        points = [(0.0, right / len(ordered))]
-        for count, row in enumerate(ordered, 1):
+        """Return (share deferred, accuracy) as each framework's threshold moves together."""
+        # scores of two prompts differ in scale, so questions are ordered within their own
+        ranked: list[tuple[float, Row]] = []
+        for framework in self.tuned:
+            rows = sorted((r for r in self.rows if r.framework == framework), key=_score)
+            ranked += ((place / len(rows), row) for place, row in enumerate(rows))
+        right = sum(row.ok["small only"] for row in self.rows)
+        points = [(0.0, right / len(ranked))]
+        for count, (_, row) in enumerate(sorted(ranked, key=lambda pair: pair[0]), 1):
             right += row.ok["large only"] - row.ok["small only"]
-            points.append((count / len(ordered), right / len(ordered)))
+            points.append((count / len(ranked), right / len(ranked)))
         return points
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
         return {
             "questions": len(self.rows),
-            "threshold": self.tuned.threshold,
-            "tuned_on": self.tuned.n,
+            "thresholds": {name: tuned.threshold for name, tuned in self.tuned.items()},
+            "tuned_on": {name: tuned.n for name, tuned in self.tuned.items()},
             "parameters": self.parameters,
             "table": self.table(),
             "by_skill": self.by_skill(),
@@ -133,26 +142,29 @@ class Demo:
         return totals
 
 
-def tune(small: Any, large: Any, items: Sequence[Question]) -> Tuned:
-    """Choose the least deferral that loses at most one point against the large model."""
-    asked = [_chat(item.question) for item in items]
-    drafts, finals = small.batch(asked), large.batch(asked)
-    pairs = sorted(
-        (mean_logprob(draft) or 0.0, item.grade(draft.text), item.grade(final.text))
-        for item, draft, final in zip(items, drafts, finals, strict=True)
-    )
-    best = sum(right for _, _, right in pairs)
+def tune(tiers: Sequence[Tier], ways: Ways, items: Sequence[Question]) -> Tuned:
+    """Choose the least deferral that keeps 95% of what the large model gains.
+
+    Args:
+        tiers: The two tiers.
+        ways: Builds the framework's ways to ask.
+        items: Questions that are not reported.
+    """
+    answer = ways(tiers, Threshold(mean_logprob, math.inf))["cascade"]
+    pairs = []
+    for item in items:
+        with record_cascade() as recorder:
+            final = answer(item)
+        record = recorder.records[-1]
+        pairs.append((_scored(record), item.grade(record.drafts[0] or ""), item.grade(final)))
+    pairs.sort()
     right = sum(ok for _, ok, _ in pairs)
-    allowed = best - 0.01 * len(pairs)
+    wanted = right + 0.95 * (sum(ok for *_, ok in pairs) - right)
     for score, small_ok, large_ok in pairs:
-        if right >= allowed:
+        if right >= wanted:
             return Tuned(score, len(pairs))
         right += large_ok - small_ok
     return Tuned(pairs[-1][0] + 1e-6, len(pairs))
-
-
-def _chat(text: str) -> list[dict[str, str]]:
-    return [{"role": "user", "content": text}]
 
 
 def _priced(model: Any, parameters: int) -> Tier:
@@ -161,7 +173,7 @@ def _priced(model: Any, parameters: int) -> Tier:
     return Tier(model, price=Price(input=price, output=price))
 
 
-def _langchain_ways(tiers: Sequence[Tier], policy: Any) -> dict[str, Callable[[Question], str]]:
+def _langchain_ways(tiers: Sequence[Tier], policy: Any) -> dict[str, Ask]:
     from langchain_core.output_parsers import StrOutputParser
     from langchain_core.prompts import ChatPromptTemplate
 
@@ -169,7 +181,7 @@ def _langchain_ways(tiers: Sequence[Tier], policy: Any) -> dict[str, Callable[[Q
 
     prompt = ChatPromptTemplate.from_messages([("user", "{question}")])
 
-    def chain(llm: Any) -> Callable[[Question], str]:
+    def chain(llm: Any) -> Ask:
         runnable = prompt | llm | StrOutputParser()
         return lambda item: runnable.invoke({"question": item.question})
 
@@ -180,9 +192,8 @@ def _langchain_ways(tiers: Sequence[Tier], policy: Any) -> dict[str, Callable[[Q
     }
 
 
-def _llamaindex_ways(
-    tiers: Sequence[Tier], policy: Any, items: Sequence[Question]
-) -> dict[str, Callable[[Question], str]]:
+def _llamaindex_ways(items: Sequence[Question]) -> Ways:
+    """Index the facts behind some questions; return the ways to ask for them."""
     from llama_index.core import Document, VectorStoreIndex
 
     from cascadellm.demo.llamaindex import WordCountEmbedding
@@ -192,20 +203,21 @@ def _llamaindex_ways(
     documents = [Document(text=fact) for fact in facts]
     index = VectorStoreIndex.from_documents(documents, embed_model=WordCountEmbedding())
 
-    def engine(llm: Any) -> Callable[[Question], str]:
+    def engine(llm: Any) -> Ask:
         query_engine = index.as_query_engine(llm=llm, similarity_top_k=6)
         return lambda item: str(query_engine.query(item.query))
 
-    return {
-        "small only": engine(CascadeLLM(tiers=[tiers[0]])),
-        "large only": engine(CascadeLLM(tiers=[tiers[1]])),
-        "cascade": engine(CascadeLLM(tiers=list(tiers), policy=policy)),
-    }
+    def ways(tiers: Sequence[Tier], policy: Any) -> dict[str, Ask]:
+        return {
+            "small only": engine(CascadeLLM(tiers=[tiers[0]])),
+            "large only": engine(CascadeLLM(tiers=[tiers[1]])),
+            "cascade": engine(CascadeLLM(tiers=list(tiers), policy=policy)),
+        }
+
+    return ways
 
 
-def _ask(
-    framework: str, ways: dict[str, Callable[[Question], str]], items: Iterable[Question]
-) -> Iterator[Row]:
+def _ask(framework: str, ways: dict[str, Ask], items: Iterable[Question]) -> Iterator[Row]:
     for item in items:
         ok: dict[str, bool] = {}
         latency: dict[str, float] = {}
@@ -219,12 +231,16 @@ def _ask(
             last = recorder.records[-1]
             latency[f"{way} cost"] = last.trace.cost_usd or 0.0
         assert last is not None
-        yield Row(framework, item, ok, latency, last, _draft_score(last))
+        yield Row(framework, item, ok, latency, last)
 
 
-def _draft_score(record: Record) -> float:
+def _score(row: Row) -> float:
+    return _scored(row.record)
+
+
+def _scored(record: Record) -> float:
     score = record.trace.attempts[0].score
-    return float("-inf") if score is None else score
+    return -math.inf if score is None else score
 
 
 def run_demo(
@@ -238,33 +254,32 @@ def run_demo(
 
     Args:
         out: Folder for `traces.jsonl`; made when missing, its old traces are replaced.
-        n: Questions, two thirds through a LangChain chain, the rest through a LlamaIndex
-            query engine.
+        n: Questions; word problems and two-fact questions go through a LangChain chain,
+            one-fact questions through a LlamaIndex query engine.
         seed: The same seed asks the same questions.
         progress: Called with a label and a total; returns the function that advances it.
     """
-    from cascadellm.policies import Threshold
-
     step = progress("load the two models", 2)
     small, large = load("small"), load("large")
     step(), step()
     counts = {"small": _parameters(small), "large": _parameters(large)}
-    step = progress("choose the threshold on other questions", 1)
-    tuned = tune(small, large, _mixture(n, TUNING_SEED))
-    step()
     tiers = [_priced(small, counts["small"]), _priced(large, counts["large"])]
-    policy = Threshold(mean_logprob, tuned.threshold)
-    items = _mixture(n, seed)
-    problems = [item for item in items if item.skill not in RAG_SKILLS]
-    lookups = [item for item in items if item.skill in RAG_SKILLS]
-    rows: list[Row] = []
-    plans = [
-        ("LangChain chain", _langchain_ways(tiers, policy), problems),
-        ("LlamaIndex query engine", _llamaindex_ways(tiers, policy, lookups), lookups),
+    asked, other = _mixture(n, seed), _mixture(n, TUNING_SEED)
+    plans: list[tuple[str, Callable[[Sequence[Question]], Ways], bool]] = [
+        ("LangChain chain", lambda _: _langchain_ways, False),
+        ("LlamaIndex query engine", _llamaindex_ways, True),
     ]
-    for framework, ways, asked in plans:
-        step = progress(f"ask through a {framework}", len(asked))
-        for row in _ask(framework, ways, asked):
+    rows: list[Row] = []
+    tuned: dict[str, Tuned] = {}
+    for framework, build, indexed in plans:
+        items = [item for item in asked if (item.skill == RAG_SKILL) == indexed]
+        tuning = [item for item in other if (item.skill == RAG_SKILL) == indexed]
+        step = progress(f"choose the threshold for a {framework}", 1)
+        tuned[framework] = tune(tiers, build(tuning), tuning)
+        step()
+        policy = Threshold(mean_logprob, tuned[framework].threshold)
+        step = progress(f"ask through a {framework}", len(items))
+        for row in _ask(framework, build(items)(tiers, policy), items):
             rows.append(row)
             step()
     out.mkdir(parents=True, exist_ok=True)
@@ -279,8 +294,8 @@ def _mixture(n: int, seed: int) -> list[Question]:
     third = n // 3
     return [
         *questions(n - third, seed, "word_problem"),
-        *questions(third - third // 3, seed, "one_fact"),
-        *questions(third // 3, seed, "two_facts"),
+        *questions(third - third // 4, seed, "one_fact"),
+        *questions(third // 4, seed, "two_facts"),
     ]
 
 

@@ -33,10 +33,14 @@ def show(console: Console, demo: Demo, out: Path) -> None:
     console.print(_main_table(demo))
     console.print(_skill_table(demo))
     size = ", ".join(f"{name} {count / 1e6:.2f}M" for name, count in demo.parameters.items())
+    chosen = ", ".join(
+        f"{tuned.threshold:.4f} for a {name} (on {tuned.n} other questions)"
+        for name, tuned in demo.tuned.items()
+    )
     console.print(
-        f"[dim]Threshold {demo.tuned.threshold:.4f} nats per token, chosen on {demo.tuned.n} "
-        f"other questions. Costs are relative to the large model alone; the two models are "
-        f"priced in proportion to their parameters ({size}).[/]\n"
+        f"[dim]Thresholds on mean logprob: {chosen}; chosen to keep 95% of the large model's "
+        f"gain. Costs are relative to the large model alone; the two models are priced in "
+        f"proportion to their parameters ({size}).[/]\n"
     )
     for row in examples(demo.rows):
         _answer(console, row)
@@ -108,7 +112,7 @@ def draw_curve(demo: Demo, path: Path) -> None:
     line = next(entry for entry in demo.table() if entry["way"] == "cascade")
     axes.plot([0, 1], [accuracies[0], accuracies[-1]], "--", color="#888888", label="random")
     axes.plot(shares, accuracies, color="#1f6feb", label="mean logprob of the draft")
-    axes.plot(line["deferred"], line["accuracy"], "o", color="#d1242f", label="the demo's threshold")
+    axes.plot(line["deferred"], line["accuracy"], "o", color="#d1242f", label="the demo's thresholds")
     axes.set_xlabel("share of questions that the large model is asked")
     axes.set_ylabel("accuracy")
     axes.set_title(f"Deferral curve, {len(demo.rows)} held-out questions", loc="left")
