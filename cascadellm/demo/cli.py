@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated
@@ -49,26 +48,15 @@ def demo(
         task = bar.add_task(label, total=total)
         return lambda: bar.advance(task)
 
-    with _calm_threads(), bar:
+    from cascadellm.local.calm import calm
+
+    with calm(), bar:
         found = run_demo(out, n=n, seed=seed, progress=progress)
         draw_curve(found, out / "deferral.png")
     if json_output:
         typer.echo(dumps(found))
     else:
         show(console, found, out)
-
-
-@contextlib.contextmanager
-def _calm_threads():  # type: ignore[no-untyped-def]
-    """Run these tiny models on one thread: more threads only wait for each other."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def register(app: typer.Typer) -> None:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 
 from cascadellm.answer import Answer
 from cascadellm.demo import load, questions
-from cascadellm.demo.tasks import Question
+from cascadellm.demo.question import Question
 from cascadellm.events import JsonlSink, Record, record_cascade
 from cascadellm.policies import Threshold
 from cascadellm.scores import mean_logprob

@@ -112,7 +112,8 @@ def draw_curve(demo: Demo, path: Path) -> None:
     line = next(entry for entry in demo.table() if entry["way"] == "cascade")
     axes.plot([0, 1], [accuracies[0], accuracies[-1]], "--", color="#888888", label="random")
     axes.plot(shares, accuracies, color="#1f6feb", label="mean logprob of the draft")
-    axes.plot(line["deferred"], line["accuracy"], "o", color="#d1242f", label="the demo's thresholds")
+    chosen = {"color": "#d1242f", "label": "the demo's thresholds"}
+    axes.plot(line["deferred"], line["accuracy"], "o", **chosen)
     axes.set_xlabel("share of questions that the large model is asked")
     axes.set_ylabel("accuracy")
     axes.set_title(f"Deferral curve, {len(demo.rows)} held-out questions", loc="left")
