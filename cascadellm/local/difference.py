@@ -46,9 +46,7 @@ def measure(
     gammas: Sequence[int],
 ) -> Comparison:
     """Measure; arguments as in `compare`."""
-    runner = PairRunner(
-        draft, target, Lossless(), gamma=1, block=False, names=None, candidates=0
-    )
+    runner = PairRunner(draft, target, Lossless(), gamma=1, block=False, names=None, candidates=0)
     settings = target.settings(temperature=0.0, max_new_tokens=max_new_tokens)
     rows = [_rows(runner, runner.prompt(one, None, settings), max_new_tokens) for one in prompts]
     q_logits, p_logits = (torch.cat(side) for side in zip(*rows, strict=True))

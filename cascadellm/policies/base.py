@@ -146,9 +146,7 @@ class Policy:
         return policy_to_config(self)
 
     @staticmethod
-    def from_config(
-        config: Mapping[str, Any], *, allow: Mapping[str, Any] | None = None
-    ) -> Policy:
+    def from_config(config: Mapping[str, Any], *, allow: Mapping[str, Any] | None = None) -> Policy:
         """Build a policy from `to_config` data.
 
         Args:
@@ -214,9 +212,7 @@ def _decided(policy: Policy, moment: Moment) -> Plan[Decision]:
     if decision is None:
         return Decision(False, policy.name, code="accept", reason="nothing to object")
     if not isinstance(decision, Decision):
-        raise ConfigurationError(
-            f"policy {policy.name!r} must return a Decision, got {decision!r}"
-        )
+        raise ConfigurationError(f"policy {policy.name!r} must return a Decision, got {decision!r}")
     return decision
 
 

@@ -156,9 +156,7 @@ def test_sync_async_and_streamed_runs_agree_with_the_model(stack, threshold, val
     assert actions == [attempt[1] for attempt in attempts]
     assert escalated == (index > 0)
     assert ((0, len(text), f"t{index}"),) == spans
-    unknown = any(
-        stack[a[0]].price is None or (a[1] == "error") for a in attempts
-    )
+    unknown = any(stack[a[0]].price is None or (a[1] == "error") for a in attempts)
     assert (cost is None) == unknown
 
 
