@@ -70,7 +70,7 @@ async def _ticks(coroutine: Any) -> tuple[Any, int]:
 @pytest.mark.parametrize("endpoint", [e for e in ENDPOINTS if e.startswith("a")])
 def test_t29_a_sync_only_tier_does_not_block_the_loop(endpoint: str, spans: Spans) -> None:
     """A ticker advances during a slow `CustomLLM` tier, and its span sits under the attempt."""
-    slow = SlowLLM(delay_s=0.1)
+    slow = SlowLLM(delay_s=0.3)
     llm = CascadeLLM([FakeModel("x", name="s", logprob=-2.0), slow], CHOW)
     chunks, ticks = asyncio.run(_ticks(ask(llm, endpoint)))
     assert text_of(chunks[-1]) in ("slow answer", "slowanswer")
