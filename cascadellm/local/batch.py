@@ -147,7 +147,7 @@ class SharedBatch:
             finished = True
         finally:
             if not finished:
-                self._abandon(affected, InterruptedError("another caller was interrupted"))
+                self._abandon(affected, ModelError("another caller was interrupted; ask again"))
         self._tell(affected)
 
     def _admit(self, decoding: Decoding) -> list[Job]:

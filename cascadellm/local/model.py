@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 from cascadellm.answer import Answer, Piece
-from cascadellm.errors import ConfigurationError, MissingDependencyError
+from cascadellm.errors import MissingDependencyError
+from cascadellm.local.arguments import check_counts, named_path, plain_path, settings_of
 from cascadellm.local.settings import Settings
 
 if TYPE_CHECKING:
@@ -88,46 +88,43 @@ class LocalModel:
         batch_size: int = 16,
         batch_tokens: int = 32_768,
     ) -> None:
-        settings = Settings(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            repetition_penalty=repetition_penalty,
-            max_new_tokens=max_new_tokens,
-            stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
-            seed=seed,
-            top_logprobs=top_logprobs,
+        sampling = {"temperature": temperature, "top_k": top_k, "top_p": top_p, "seed": seed}
+        limits = {"max_new_tokens": max_new_tokens, "top_logprobs": top_logprobs}
+        settings = settings_of(stop, repetition_penalty=repetition_penalty, **sampling, **limits)
+        check_counts(
+            batch_size=batch_size, batch_tokens=batch_tokens, context_window=context_window
         )
-        _check_count("batch_size", batch_size)
-        _check_count("batch_tokens", batch_tokens)
-        if context_window is not None:
-            _check_count("context_window", context_window)
         load, generate = _torch_side()
-        self._path = _plain_path(path)
-        self._name = name or self._path.rstrip("/").rsplit("/", 1)[-1]
-        loaded = load.load(
-            load.LoadOptions(
-                path=self._path,
-                device=str(device),
-                dtype=str(dtype),
-                revision=revision,
-                quantization_config=quantization_config,
-                device_map=device_map,
-                trust_remote_code=trust_remote_code,
-                safetensors_only=safetensors_only,
-                context_window=context_window,
-            )
+        self._path, self._name = named_path(path, name)
+        options = load.LoadOptions(
+            path=self._path,
+            device=str(device),
+            dtype=str(dtype),
+            revision=revision,
+            quantization_config=quantization_config,
+            device_map=device_map,
+            trust_remote_code=trust_remote_code,
+            safetensors_only=safetensors_only,
+            context_window=context_window,
         )
+        sizes = (batch_size, batch_tokens)
+        self._attach(load.load(options), settings, generate, chat_template_kwargs or {}, sizes)
+
+    def _attach(
+        self,
+        loaded: Any,
+        settings: Settings,
+        generate: Any,
+        template: Mapping[str, Any],
+        sizes: tuple[int, int],
+    ) -> None:
+        """Take a loaded model into use, with what its checkpoint recommends."""
         advice = {k: v for k, v in loaded.defaults.items() if getattr(settings, k) is None}
         self._settings = settings.override(**advice)
         self._context_window: int = loaded.context_window
         self._device: torch.device = loaded.device
         self._runner: Runner = generate.Runner(
-            loaded,
-            self._name,
-            chat_template_kwargs or {},
-            batch_size=batch_size,
-            batch_tokens=batch_tokens,
+            loaded, self._name, template, batch_size=sizes[0], batch_tokens=sizes[1]
         )
 
     def __repr__(self) -> str:
@@ -341,13 +338,12 @@ def memory_estimate(
     Raises:
         ModelError: There is no such model.
     """
-    _check_count("tokens", tokens)
-    _check_count("batch_size", batch_size)
+    check_counts(tokens=tokens, batch_size=batch_size)
     load, _ = _torch_side()
     from cascadellm.local import memory
 
     options = load.LoadOptions(
-        path=_plain_path(path),
+        path=plain_path(path),
         device=str(device),
         dtype=str(dtype),
         revision=revision,
@@ -367,18 +363,3 @@ def _torch_side() -> tuple[Any, Any]:
     from cascadellm.local import generate, load
 
     return load, generate
-
-
-def _plain_path(path: Any) -> str:
-    text = str(path).strip().removeprefix("hf:")
-    if not text:
-        raise ConfigurationError(
-            "LocalModel(path) expects a folder or a hub name such as 'Qwen/Qwen3-0.6B', "
-            f"got {path!r}"
-        )
-    return str(Path(text).expanduser()) if text.startswith("~") else text
-
-
-def _check_count(name: str, value: Any) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigurationError(f"{name} must be a whole number >= 1, got {value!r}")
