@@ -60,7 +60,8 @@ def main() -> None:
     """Run the studies, print them, and write JSON and picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few prompts and methods, no files")
-    parser.add_argument("--prompts", type=int, default=60)
+    parser.add_argument("--save", action="store_true", help="write files in a quick run too")
+    parser.add_argument("--prompts", type=int)
     parser.add_argument("--repeats", type=int, default=2)
     parser.add_argument("--gamma", type=int, default=5)
     parser.add_argument("--limit", type=int, default=120)
@@ -68,7 +69,8 @@ def main() -> None:
     parser.add_argument("--wall", action="store_true", help="wall time (on a quiet machine)")
     options = parser.parse_args()
     if options.quick:
-        options.prompts, options.repeats = min(options.prompts, 6), 1
+        options.repeats = 1
+    options.prompts = options.prompts or (6 if options.quick else 60)
     torch.set_num_threads(options.threads)
     studies = {
         "demo pair, T = 0": (None, 0.0),
@@ -83,7 +85,7 @@ def main() -> None:
             found = one_study(Path(folder), options, ratio=ratio, temperature=temperature)
         data["studies"][title] = found
         study.show(title, data["studies"][title])
-        if not options.quick:
+        if options.save or not options.quick:
             study.save("speculative", data)
 
 

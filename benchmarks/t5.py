@@ -58,9 +58,10 @@ def main() -> None:
     """Train if needed, run the studies, print them, and write JSON and picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few prompts and methods, no files")
+    parser.add_argument("--save", action="store_true", help="write files in a quick run too")
     parser.add_argument("--models", type=Path, help="folder of the pair; trained if missing")
     parser.add_argument("--minutes", type=float, default=4.0, help="processor time of training")
-    parser.add_argument("--prompts", type=int, default=80)
+    parser.add_argument("--prompts", type=int)
     parser.add_argument("--repeats", type=int, default=1)
     parser.add_argument("--gamma", type=int, default=5)
     parser.add_argument("--limit", type=int, default=64)
@@ -68,7 +69,8 @@ def main() -> None:
     parser.add_argument("--wall", action="store_true", help="wall time (on a quiet machine)")
     options = parser.parse_args()
     if options.quick:
-        options.prompts, options.minutes = min(options.prompts, 8), min(options.minutes, 0.5)
+        options.minutes = min(options.minutes, 0.5)
+    options.prompts = options.prompts or (8 if options.quick else 80)
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.models or Path(scratch)
@@ -88,7 +90,7 @@ def run_studies(folder: Path, options: Any) -> None:
         found = one_study(folder, options, ratio=ratio, temperature=temperature)
         data["studies"][title] = found
         study.show(title, found)
-        if not options.quick:
+        if options.save or not options.quick:
             study.save("t5", data)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from typing import Any, Literal
 
 from cascadellm.answer import Answer, Piece
@@ -113,8 +114,8 @@ class PairRunner:
         """
         work = _Work(self, messages, tools, settings)
         while work.advance(cancelled):
-            piece = work.assembler.delta()
-            if piece.text or piece.reasoning:
+            piece = work.delta()
+            if piece.text or piece.reasoning or piece.tokens:
                 yield piece
         yield work.finish()
 
@@ -236,6 +237,7 @@ class _Work:
         self._record = runner.record(settings)
         self._decoder: Decoder | SequentialDecoder | None = None
         self._settings = settings
+        self._given = 0
 
     def advance(self, cancelled: Callable[[], bool]) -> bool:
         """Run one round; False when the answer has ended."""
@@ -252,6 +254,15 @@ class _Work:
                 break
         self._record.add(found, len(written) - before)
         return not self.assembler.ended and len(written) < self._limit
+
+    def delta(self) -> Piece:
+        """Return text, and scores of tokens, that have become certain since the last call."""
+        piece = self.assembler.delta()
+        if not self._settings.logprobs:
+            return piece
+        tokens = self.assembler.certain(self._record.scores, self._given)
+        self._given += len(tokens)
+        return replace(piece, tokens=tokens, input_tokens=self._prompt.length)
 
     def finish(self) -> Piece:
         """End the answer and return the last piece, which carries it."""

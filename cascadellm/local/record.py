@@ -60,6 +60,11 @@ class PairRecord:
             ("drafted", "accepted", "rejected", "verify_calls", "draft_steps"), 0
         )
 
+    @property
+    def scores(self) -> list[RowScore]:
+        """Scores so far; the last few tokens may wait for the next chunk."""
+        return self._scores
+
     def add(self, found: Round, taken: int) -> None:
         """Take a round of which the answer has the first `taken` tokens."""
         kept = min(found.kept, taken)

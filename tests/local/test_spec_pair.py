@@ -95,6 +95,9 @@ def test_greedy_lossless_is_the_target_token_for_token(pair_of, gamma) -> None:
         pieces = list(pair.stream(ask))
         assert alone.text == "".join(piece.text for piece in pieces)
         assert same(answer, pieces[-1].answer)
+        streamed = [score for piece in pieces[:-1] for score in piece.tokens]
+        assert [t.token for t in answer.tokens[: len(streamed)]] == [t.token for t in streamed]
+        assert pieces[-1].answer.tokens[: len(streamed)] == tuple(streamed)
 
 
 def test_a_draft_that_agrees_saves_target_calls(pair_of) -> None:
