@@ -166,20 +166,21 @@ class Decoding:
 
     def _rows(self, new: Sequence[Job]) -> torch.Tensor:
         """Return the next rows: of the running jobs first, then of the new ones."""
-        running = None
+        rows = []
         if self._steps is not None and self._tokens is not None:
-            running = self._steps.step(self._tokens)
-        if not new:
-            assert running is not None
-            return running
-        steps = self._fresh()
-        rows: torch.Tensor = steps.start([job.prompt.ids for job in new])
-        self.jobs = [*self.jobs, *new]
-        if running is None or self._steps is None:
-            self._steps = steps
-            return rows
-        self._steps.join(steps)
-        return torch.cat([running, rows])
+            rows.append(self._steps.step(self._tokens))
+        left = list(new)
+        while left:
+            steps = self._fresh()
+            count = _alike(left) if steps.open else len(left)
+            group, left = left[:count], left[count:]
+            rows.append(steps.start([job.prompt.ids for job in group]))
+            self.jobs = [*self.jobs, *group]
+            if self._steps is None:
+                self._steps = steps
+            else:
+                self._steps.join(steps)
+        return torch.cat(rows) if len(rows) > 1 else rows[0]
 
     def _scaled(self, rows: torch.Tensor) -> torch.Tensor:
         if not any(job.processors for job in self.jobs):
@@ -207,6 +208,17 @@ class Decoding:
         if any(job.streamed for job in self.jobs):
             # whoever watches the draft decides by the token just written
             self._buffer.flush()
+
+
+def _alike(jobs: Sequence[Job]) -> int:
+    """Return how many of the first prompts are read together without much padding."""
+    lengths = [job.prompt.length for job in jobs]
+    shortest = longest = lengths[0]
+    for count, length in enumerate(lengths):
+        shortest, longest = min(shortest, length), max(longest, length)
+        if longest > 1.5 * shortest + 8:
+            return count
+    return len(jobs)
 
 
 class _Seen:

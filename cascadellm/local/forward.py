@@ -8,8 +8,8 @@ from typing import Any, Protocol, Self
 
 import torch
 from torch.nn.functional import pad
-from transformers.cache_utils import DynamicLayer
 
+from cascadellm.local.growing import GrowingLayer, growing_cache
 from cascadellm.local.quick import QuickForward
 
 __all__ = ["CausalSteps", "Seq2SeqSteps", "Steps", "decoder_start"]
@@ -51,7 +51,7 @@ class CausalSteps:
         self._quick = quick
         self._positioned = "position_ids" in accepted
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
-        self._cache: Any = None
+        self._cache: Any = growing_cache(module.config)
         self._length = 0
         self._padding: list[int] = []
         self._mask: torch.Tensor | None = None
@@ -60,7 +60,8 @@ class CausalSteps:
     @property
     def open(self) -> bool:
         """Whether other sequences can join: every layer keeps all of its keys."""
-        return all(type(layer) is DynamicLayer for layer in self._cache.layers)
+        layers = self._cache.layers
+        return bool(layers) and all(type(layer) is GrowingLayer for layer in layers)
 
     @torch.inference_mode()
     def start(self, prompts: Sequence[torch.Tensor]) -> torch.Tensor:
@@ -92,9 +93,7 @@ class CausalSteps:
         missing = max(0, other._length - self._length)
         theirs = max(0, self._length - other._length)
         for layer, more in zip(self._cache.layers, other._cache.layers, strict=True):
-            for name in ("keys", "values"):
-                both = (getattr(layer, name), missing), (getattr(more, name), theirs)
-                setattr(layer, name, torch.cat([pad(x, (0, 0, left, 0)) for x, left in both]))
+            layer.join(more, missing, theirs)
         self._length += missing
         self._padding = [n + missing for n in self._padding] + [n + theirs for n in other._padding]
         self._prepare()
@@ -102,14 +101,16 @@ class CausalSteps:
     @torch.inference_mode()
     def keep(self, places: Sequence[int]) -> None:
         """Drop all sequences but these, and the padding that none of them needs."""
-        self._cache.batch_select_indices(torch.tensor(places, device=self._module.device))
+        rows = torch.tensor(places, device=self._module.device)
         self._padding = [self._padding[place] for place in places]
-        spare = min(self._padding)
-        if spare and self.open:
+        spare = min(self._padding) if self.open else 0
+        if self.open:
             for layer in self._cache.layers:
-                layer.keys, layer.values = layer.keys[:, :, spare:], layer.values[:, :, spare:]
-            self._length -= spare
-            self._padding = [n - spare for n in self._padding]
+                layer.keep(rows, spare)
+        else:
+            self._cache.batch_select_indices(rows)
+        self._length -= spare
+        self._padding = [n - spare for n in self._padding]
         self._prepare()
 
     def _prepare(self) -> None:
@@ -132,7 +133,7 @@ class CausalSteps:
         if self._mask is not None:
             extra["attention_mask"] = self._mask[:, :end]
         out = self._module(ids, past_key_values=self._cache, use_cache=True, **extra)
-        self._cache, self._length = out.past_key_values, end
+        self._length = end
         # a copy, so that the logits of a whole prompt are not kept alive by their last row
         rows: torch.Tensor = out.logits[:, -1].to(torch.float32, copy=out.logits.shape[1] > 1)
         return rows

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from cascadellm.local import LocalModel
-from tests.local.tiny_models import script_model, tiny_llama, tiny_qwen2, tiny_t5
+from tests.local.tiny_models import script_model, tiny_llama, tiny_mistral, tiny_qwen2, tiny_t5
 
 SCRIPT = (
     "<think>\nTwo and three.\n</think>\n\nLet me see \u20ac.\n"
@@ -32,6 +32,13 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalModel]:
 def qwen2(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalModel]:
     """A random Qwen2 chat model."""
     with LocalModel(tiny_qwen2(tmp_path_factory.mktemp("qwen2")), max_new_tokens=40) as model:
+        yield model
+
+
+@pytest.fixture(scope="session")
+def mistral(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalModel]:
+    """A random model with a sliding window, shorter than its prompts."""
+    with LocalModel(tiny_mistral(tmp_path_factory.mktemp("mistral")), max_new_tokens=40) as model:
         yield model
 
 

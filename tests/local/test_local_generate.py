@@ -16,7 +16,7 @@ from tests.local.tiny_models import CALCULATOR, script_model
 QUESTIONS = ["Hi", "What is the capital of the moon?", "x", "Tell me more, please, than that."]
 
 
-@pytest.fixture(params=["llama", "qwen2", "t5"])
+@pytest.fixture(params=["llama", "qwen2", "mistral", "t5"])
 def model(request: pytest.FixtureRequest) -> LocalModel:
     """Each family in turn."""
     found: LocalModel = request.getfixturevalue(request.param)

@@ -16,6 +16,8 @@ from transformers import (
     GenerationConfig,
     LlamaConfig,
     LlamaForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedTokenizerFast,
     Qwen2Config,
     Qwen2ForCausalLM,
@@ -28,6 +30,7 @@ __all__ = [
     "CHATML",
     "script_model",
     "tiny_llama",
+    "tiny_mistral",
     "tiny_qwen2",
     "tiny_t5",
     "tiny_tokenizer",
@@ -170,6 +173,27 @@ def tiny_qwen2(folder: Path, *, layers: int = 2, seed: int = 0, window: int = 51
         bos_token_id=None,
     )
     return _save(Qwen2ForCausalLM, config, tokenizer, folder, seed, (25.0, 12.0))
+
+
+def tiny_mistral(folder: Path, *, sliding: int = 16, seed: int = 0) -> str:
+    """Save a random Mistral model whose layers see only the last `sliding` tokens."""
+    tokenizer = tiny_tokenizer()
+    config = MistralConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=8,
+        max_position_embeddings=512,
+        sliding_window=sliding,
+        tie_word_embeddings=True,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=None,
+    )
+    return _save(MistralForCausalLM, config, tokenizer, folder, seed, (25.0, 12.0))
 
 
 def tiny_t5(
