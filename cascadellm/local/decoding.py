@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from transformers import LogitsProcessorList
 
 from cascadellm.answer import Piece
 from cascadellm.errors import ModelError
@@ -15,7 +16,7 @@ from cascadellm.local.assemble import TextAssembler
 from cascadellm.local.chat import Prompt
 from cascadellm.local.forward import CausalSteps, Seq2SeqSteps, Steps, decoder_start
 from cascadellm.local.load import Loaded
-from cascadellm.local.sampling import choose, processors, random_stream
+from cascadellm.local.sampling import choose, random_stream
 from cascadellm.local.scoring import ScoreBuffer, ScoreList
 from cascadellm.local.settings import Settings
 
@@ -30,6 +31,7 @@ class Job:
         prompt: Fits the context window.
         settings: How to decode.
         assembler: Fresh; collects the tokens.
+        chain: Fresh; processes its rows.
 
     Attributes:
         done: Whether nothing more will be written.
@@ -39,7 +41,12 @@ class Job:
     """
 
     def __init__(
-        self, loaded: Loaded, prompt: Prompt, settings: Settings, assembler: TextAssembler
+        self,
+        loaded: Loaded,
+        prompt: Prompt,
+        settings: Settings,
+        assembler: TextAssembler,
+        chain: LogitsProcessorList,
     ) -> None:
         used = 0 if loaded.is_encoder_decoder else prompt.length
         room = loaded.context_window - used
@@ -49,7 +56,7 @@ class Job:
         self.assembler = assembler
         self.limit = room if most is None else min(most, room)
         self.stream = random_stream(settings, loaded.device)
-        self.processors = processors(settings, loaded.device)
+        self.processors = chain
         self.scores = ScoreList(settings.top_logprobs) if settings.logprobs else None
         self.error: Exception | None = None
         self.done = False

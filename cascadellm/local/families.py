@@ -26,7 +26,14 @@ from cascadellm.local.sections import (
 )
 from cascadellm.local.toolcalls import hermes_call, schema_call
 
-__all__ = ["VISIBLE", "LlamaSections", "MistralSections", "fit_call_ids", "sections_for"]
+__all__ = [
+    "VISIBLE",
+    "LlamaSections",
+    "MistralSections",
+    "fit_call_ids",
+    "sections_for",
+    "tool_form",
+]
 
 _CALLS, _ARGS, _ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 _PYTHON = "<|python_tag|>"
@@ -55,6 +62,18 @@ def sections_for(
     if tools and (_PYTHON in template or "ipython" in template):
         return LlamaSections(tools)
     return TagSections(tools=bool(tools), thinking=thinking)
+
+
+def tool_form(template: str) -> tuple[str, str, str] | None:
+    """Return how a call starts, its text before the arguments (with NAME) and after them.
+
+    None where calls hold special tokens, which no grammar over text can produce.
+    """
+    if _CALLS in template:
+        return None
+    if _PYTHON in template or "ipython" in template:
+        return '{"name": ', '{"name": "NAME", "parameters": ', "}"
+    return "<tool_call>", '<tool_call>\n{"name": "NAME", "arguments": ', "}\n</tool_call>"
 
 
 def fit_call_ids(messages: list[dict[str, Any]], template: str) -> list[dict[str, Any]]:

@@ -8,15 +8,19 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+from transformers import LogitsProcessorList
+
 from cascadellm.answer import Answer, Piece
 from cascadellm.errors import ConfigurationError, ModelError, OutOfMemoryError
 from cascadellm.local.assemble import TextAssembler
 from cascadellm.local.batch import Caller, SharedBatch
 from cascadellm.local.chat import Prompt, check_room, plain_text, render
+from cascadellm.local.constrain import Grammars
 from cascadellm.local.decoding import Job
 from cascadellm.local.detokenize import TokenTable
 from cascadellm.local.families import VISIBLE, sections_for
 from cascadellm.local.load import Loaded, free, out_of_memory
+from cascadellm.local.sampling import processors
 from cascadellm.local.settings import Settings
 
 __all__ = ["CallerGoneError", "Runner"]
@@ -52,6 +56,7 @@ class Runner:
         self.name = name
         self._template_kwargs = dict(template_kwargs)
         self._loaded: Loaded | None = loaded
+        self._grammars: Grammars | None = None
         # fast tokenizers refuse two callers at once where their settings change
         self._tokenizing = threading.Lock()
         self._batch = SharedBatch(
@@ -133,6 +138,28 @@ class Runner:
             special=declared is not None,
         )
 
+    def processors(self, prompt: Prompt, settings: Settings) -> LogitsProcessorList:
+        """Return fresh processors for the rows of one answer, the grammar's mask first.
+
+        Raises:
+            ConfigurationError: A schema cannot be compiled.
+            MissingDependencyError: A schema is asked for and xgrammar is not installed.
+        """
+        chain = processors(settings, self.loaded.device)
+        constrained = settings.constrain_tools and prompt.tools
+        if settings.response_schema is None and not constrained:
+            return chain
+        start = 1 if self.loaded.is_encoder_decoder else prompt.length
+        mask = self._grammar_source().processor(prompt, settings, self._template, start)
+        return LogitsProcessorList([mask, *chain])
+
+    def _grammar_source(self) -> Grammars:
+        if self._grammars is None:
+            loaded = self.loaded
+            width = loaded.module.config.get_text_config().vocab_size
+            self._grammars = Grammars(loaded.tokenizer, width, loaded.eos_ids)
+        return self._grammars
+
     def pieces(
         self, messages: Any, tools: Tools | None, settings: Settings, caller: Caller | None = None
     ) -> Iterator[Piece]:
@@ -183,7 +210,8 @@ class Runner:
 
     def _job(self, messages: Any, tools: Tools | None, settings: Settings) -> Job:
         prompt = self.prompt(messages, tools, settings)
-        return Job(self.loaded, prompt, settings, self.assembler(prompt, settings))
+        assembler, chain = self.assembler(prompt, settings), self.processors(prompt, settings)
+        return Job(self.loaded, prompt, settings, assembler, chain)
 
     @contextmanager
     def _waiting(self, caller: Caller) -> Iterator[None]:

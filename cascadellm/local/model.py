@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     import torch
+    from transformers import LogitsProcessorList
 
     from cascadellm.local.assemble import TextAssembler
     from cascadellm.local.chat import Prompt
@@ -232,6 +233,15 @@ class LocalModel:
     def assembler(self, prompt: Prompt, settings: Settings) -> TextAssembler:
         """Return what turns the token ids of one answer to `prompt` into an `Answer`."""
         return self._runner.assembler(prompt, settings)
+
+    def processors(self, prompt: Prompt, settings: Settings) -> LogitsProcessorList:
+        """Return transformers' processors for the rows of one answer, a grammar's mask first.
+
+        Raises:
+            ConfigurationError: A schema cannot be turned into a grammar.
+            MissingDependencyError: A schema is asked for and xgrammar is not installed.
+        """
+        return self._runner.processors(prompt, settings)
 
     def generate(self, messages: Any, *, tools: Tools | None = None, **overrides: Any) -> Answer:
         """Answer once.

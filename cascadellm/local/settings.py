@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -26,6 +26,10 @@ class Settings:
         seed: Seed of this call's own random stream; None = a fresh one.
         top_logprobs: Number of alternatives kept per token.
         logprobs: Whether token scores are computed at all.
+        response_schema: JSON schema that the answer is made to fit; needs the extra
+            `structured`. Property order is the schema's.
+        constrain_tools: Whether tool calls are made to name a tool that was given, with
+            arguments that fit its schema; needs the same extra.
 
     Raises:
         ConfigurationError: A value is out of range.
@@ -40,6 +44,8 @@ class Settings:
     seed: int | None = None
     top_logprobs: int = 5
     logprobs: bool = True
+    response_schema: Mapping[str, Any] | None = None
+    constrain_tools: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", _stop_strings(self.stop))
@@ -51,6 +57,11 @@ class Settings:
         _check("top_k", self.top_k, _whole, lambda v: v >= 0, ">= 0 (0 is off) or None")
         _check("max_new_tokens", self.max_new_tokens, _whole, lambda v: v >= 1, ">= 1 or None")
         _check("top_logprobs", self.top_logprobs, _whole, lambda v: v >= 0, ">= 0")
+        if self.response_schema is not None and not isinstance(self.response_schema, Mapping):
+            raise ConfigurationError(
+                "response_schema must be a JSON schema as a dict, "
+                f"got {self.response_schema!r:.200}"
+            )
         _check("seed", self.seed, _whole, lambda v: abs(v) < 2**63, "below 2**63 or None")
 
     @property
