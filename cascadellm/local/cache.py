@@ -24,7 +24,8 @@ def new_cache(module: Any, name: str) -> Any:
     """
     config = module.config
     if getattr(config, "is_encoder_decoder", False):
-        decoder = config.get_text_config(decoder=True)
+        # the whole model's configuration counts the encoder's layers
+        decoder = module.get_decoder().config
         cache: Any = EncoderDecoderCache(DynamicCache(config=decoder), DynamicCache(config=decoder))
         _check_layers(cache.self_attention_cache, name)
         return cache

@@ -7,7 +7,12 @@ import threading
 
 import pytest
 import torch
-from transformers import MistralConfig, MistralForCausalLM
+from transformers import (
+    MistralConfig,
+    MistralForCausalLM,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from cascadellm.answer import Request
 from cascadellm.cascade import Cascade
@@ -98,6 +103,17 @@ def test_greedy_lossless_is_the_target_token_for_token(pair_of, gamma) -> None:
         streamed = [score for piece in pieces[:-1] for score in piece.tokens]
         assert [t.token for t in answer.tokens[: len(streamed)]] == [t.token for t in streamed]
         assert pieces[-1].answer.tokens[: len(streamed)] == tuple(streamed)
+
+
+def test_a_decoder_deeper_than_its_encoder_works(models, tmp_path) -> None:
+    """The cache counts the decoder's layers."""
+    tokenizer = models["t5-large"].tokenizer
+    config = T5Config.from_pretrained(models["t5-large"].path)
+    config.num_decoder_layers = config.num_layers + 2
+    folder = _save(T5ForConditionalGeneration, config, tokenizer, tmp_path / "deep", 4, (2.5, 8.0))
+    deep = LocalModel(folder, max_new_tokens=12)
+    answer = SpeculativePair(models["t5-small"], deep, rules.Lossless(), 3).generate("Hi")
+    assert plain(deep.generate("Hi")) == plain(answer)
 
 
 def test_a_draft_that_agrees_saves_target_calls(pair_of) -> None:
@@ -492,9 +508,7 @@ def test_mutation_a_quick_forward_that_differs_is_not_used(tmp_path, monkeypatch
     module = LocalModel(tiny_llama(tmp_path / "m")).module
     right = QuickForward.__call__
     assert QuickForward.of(module, 8) is not None
-    monkeypatch.setattr(
-        QuickForward, "__call__", lambda self, *given: right(self, *given) + 1e-6
-    )
+    monkeypatch.setattr(QuickForward, "__call__", lambda self, *given: right(self, *given) + 1e-6)
     assert QuickForward.of(module, 8) is None
 
 
