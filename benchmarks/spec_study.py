@@ -24,7 +24,12 @@ from unittest.mock import patch
 import matplotlib as mpl
 import torch
 import transformers
-from transformers import LogitsProcessorList, MinPLogitsWarper
+from transformers import (
+    DynamicCache,
+    EncoderDecoderCache,
+    LogitsProcessorList,
+    MinPLogitsWarper,
+)
 
 from cascadellm.local import LocalModel, SequentialPair, SpeculativePair, rules
 from cascadellm.scores import mean_logprob
@@ -108,6 +113,10 @@ class Pairing:
         def answer(prompt: str) -> tuple[str, int, dict[str, Any]]:
             ids = model.encode(prompt)
             torch.manual_seed(1)
+            if model.is_encoder_decoder:
+                # generate's own cache counts the encoder's layers, not the decoder's
+                empty = (DynamicCache(), DynamicCache())
+                extra["past_key_values"] = EncoderDecoderCache(*empty)
             keywords: dict[str, Any] = {"do_sample": bool(self.temperature)}
             if self.temperature:
                 keywords |= {"temperature": self.temperature, "top_k": 0, "top_p": 1.0}

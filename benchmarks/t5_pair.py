@@ -32,7 +32,7 @@ MONTHS = (
     ("December", "Dezember"),
 )  # fmt: skip
 SIZES = {
-    "draft": {"d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 1, "num_decoder_layers": 1},
+    "draft": {"d_model": 24, "d_kv": 6, "d_ff": 48, "num_layers": 1, "num_decoder_layers": 1},
     "target": {"d_model": 80, "d_kv": 20, "d_ff": 160, "num_layers": 2, "num_decoder_layers": 3},
 }
 BATCH = 32
@@ -112,7 +112,7 @@ def train(folder: Path, minutes: float, seed: int = 0) -> None:
     """Train both models and save them as `draft` and `target` in the folder."""
     data = training_text()
     tokenizer = make_tokenizer([p.english for p in data] + [p.german for p in data])
-    for role, share in (("draft", 0.15), ("target", 0.85)):
+    for role, share in (("draft", 0.06), ("target", 0.94)):
         torch.manual_seed(seed)
         config = T5Config(
             vocab_size=512, num_heads=4, dropout_rate=0.0, feed_forward_proj="gated-gelu",
