@@ -164,6 +164,14 @@ class CascadeBase(FunctionCallingLLM):
         plan = cascade.plan(request, pin=pin, admit=self._admit)
         return cascade, plan, self._book, self.handlers
 
+    def _wait(self) -> None:
+        if self.rate_limiter is not None:
+            self.rate_limiter.acquire()
+
+    async def _await(self) -> None:
+        if self.rate_limiter is not None:
+            await self.rate_limiter.async_acquire()
+
     def _admit(self, tier: Tier, request: Request) -> tuple[str, str] | None:
         return refuses(self._book.llm(tier.model), request)
 

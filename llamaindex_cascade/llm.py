@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from llama_index.core.base.llms.types import (
@@ -20,7 +20,7 @@ from llama_index.core.llms.llm import ToolSelection
 
 from llamaindex_cascade.convert import field_of
 from llamaindex_cascade.observe import Observed
-from llamaindex_cascade.request import Prompted
+from llamaindex_cascade.request import Prompted, public
 from llamaindex_cascade.session import AsyncSession, Session
 from llamaindex_cascade.structured import StructuredCascade
 from llamaindex_cascade.tools import Asked, chat_arguments, selections
@@ -65,35 +65,31 @@ class CascadeLLM(StructuredCascade):
         self, messages: Sequence[ChatMessage], kwargs: dict[str, Any]
     ) -> tuple[Asked, Observed]:
         observed = Observed(messages)
-        observed.start(self.to_payload, _public(kwargs))
+        observed.start(self.to_payload, public(kwargs))
         return Prompted.asked(messages, kwargs), observed
 
     def _completed(
         self, prompt: str, formatted: bool, kwargs: dict[str, Any]
     ) -> tuple[Asked, Observed]:
         observed = Observed(prompt=prompt)
-        observed.start(self.to_payload, _public(kwargs))
+        observed.start(self.to_payload, public(kwargs))
         message = ChatMessage(role=MessageRole.USER, content=prompt)
         return Asked((message,), prompt=prompt, formatted=formatted), observed
 
     def _run(self, asked: Asked, observed: Observed, kwargs: dict[str, Any]) -> Any:
-        if self.rate_limiter is not None:
-            self.rate_limiter.acquire()
+        self._wait()
         return observed.end(Session(*self._parts(asked, kwargs)).run())
 
     async def _arun(self, asked: Asked, observed: Observed, kwargs: dict[str, Any]) -> Any:
-        if self.rate_limiter is not None:
-            await self.rate_limiter.async_acquire()
+        await self._await()
         return observed.end(await AsyncSession(*self._parts(asked, kwargs)).run())
 
     def _open(self, asked: Asked, observed: Observed, kwargs: dict[str, Any]) -> Any:
-        if self.rate_limiter is not None:
-            self.rate_limiter.acquire()
+        self._wait()
         return observed.relay(Session(*self._parts(asked, kwargs)).open())
 
     async def _aopen(self, asked: Asked, observed: Observed, kwargs: dict[str, Any]) -> Any:
-        if self.rate_limiter is not None:
-            await self.rate_limiter.async_acquire()
+        await self._await()
         return observed.arelay(await AsyncSession(*self._parts(asked, kwargs)).open())
 
     # -- the eight endpoints --
@@ -194,7 +190,3 @@ class CascadeLLM(StructuredCascade):
                     own, error_on_no_tool_call=error_on_no_tool_call, **kwargs
                 )
         return selections(response, error_on_no_tool_call=error_on_no_tool_call)
-
-
-def _public(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: value for key, value in kwargs.items() if not key.startswith("cascade_")}

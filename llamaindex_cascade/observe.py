@@ -37,13 +37,16 @@ class Observed:
     Args:
         messages: The conversation, for chat endpoints.
         prompt: The prompt, for completion endpoints.
+
+    Attributes:
+        span_id: The span in which the call was made, None without one.
     """
 
     def __init__(
         self, messages: Sequence[ChatMessage] | None = None, prompt: str | None = None
     ) -> None:
         self._on = listened()
-        self._span_id = active_span_id.get()
+        self.span_id = active_span_id.get()
         self._messages = list(messages or ())
         self._prompt = prompt
 
@@ -54,7 +57,7 @@ class Observed:
         shared: dict[str, Any] = {
             "model_dict": payload(),
             "additional_kwargs": dict(kwargs),
-            "span_id": self._span_id,
+            "span_id": self.span_id,
         }
         if self._prompt is None:
             _dispatcher.event(LLMChatStartEvent(messages=self._messages, **shared))
@@ -76,9 +79,9 @@ class Observed:
             return
         copy = event_copy(result)
         if self._prompt is None:
-            event = chat(messages=self._messages, response=copy, span_id=self._span_id)
+            event = chat(messages=self._messages, response=copy, span_id=self.span_id)
         else:
-            event = completion(prompt=self._prompt, response=copy, span_id=self._span_id)
+            event = completion(prompt=self._prompt, response=copy, span_id=self.span_id)
         _dispatcher.event(event)
 
     def _chunk(self, chunk: ChatResponse) -> Any:
@@ -90,7 +93,7 @@ class Observed:
         if not self._on:
             return
         if error is not None:
-            _dispatcher.event(ExceptionEvent(exception=error, span_id=self._span_id))
+            _dispatcher.event(ExceptionEvent(exception=error, span_id=self.span_id))
         elif last is not None:
             # also after an early close, which is no failure
             self._told(last, LLMChatEndEvent, LLMCompletionEndEvent)

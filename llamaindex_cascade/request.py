@@ -11,7 +11,7 @@ from cascadellm.answer import Request
 from llamaindex_cascade.convert import text_of
 from llamaindex_cascade.tools import Asked, ToolSpec
 
-__all__ = ["Prompted", "request_of"]
+__all__ = ["Prompted", "public", "request_of"]
 
 _OPTIONS = ("tool_required", "tool_choice", "allow_parallel_tool_calls")
 
@@ -57,3 +57,8 @@ def request_of(asked: Asked, kwargs: dict[str, Any]) -> Request:
         metadata=metadata,
         kwargs=kwargs,
     )
+
+
+def public(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """Return call arguments without the cascade's own, as events show them."""
+    return {key: value for key, value in kwargs.items() if not key.startswith("cascade_")}

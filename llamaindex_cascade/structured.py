@@ -20,6 +20,8 @@ from llama_index.core.prompts import BasePromptTemplate
 from llama_index_instrumentation import get_dispatcher
 
 from llamaindex_cascade.base import CascadeBase
+from llamaindex_cascade.observe import Observed
+from llamaindex_cascade.request import public
 from llamaindex_cascade.session import AsyncSession, Session
 from llamaindex_cascade.spans import listened
 from llamaindex_cascade.tools import Asked
@@ -46,6 +48,7 @@ class StructuredCascade(CascadeBase):
     ) -> Any:
         """Return an object of `output_cls` from the cheapest tier that the policy accepts."""
         asked, kwargs = self._object_asked(output_cls, prompt, llm_kwargs, prompt_args)
+        self._wait()
         return _told(_parsed(Session(*self._parts(asked, kwargs)).run(), asked))
 
     async def astructured_predict(
@@ -57,6 +60,7 @@ class StructuredCascade(CascadeBase):
     ) -> Any:
         """Return an object of `output_cls` from the cheapest tier that the policy accepts."""
         asked, kwargs = self._object_asked(output_cls, prompt, llm_kwargs, prompt_args)
+        await self._await()
         return _told(_parsed(await AsyncSession(*self._parts(asked, kwargs)).run(), asked))
 
     def stream_structured_predict(
@@ -68,7 +72,10 @@ class StructuredCascade(CascadeBase):
     ) -> Any:
         """Decide, then return the growing objects of the accepted answer."""
         asked, kwargs = self._object_asked(output_cls, prompt, llm_kwargs, prompt_args)
-        return self._objects(Session(*self._parts(asked, kwargs)).open(), asked)
+        observed = self._observed(asked, kwargs)
+        self._wait()
+        chunks = Session(*self._parts(asked, kwargs)).open()
+        return self._objects(chunks, asked, observed)
 
     async def astream_structured_predict(
         self,
@@ -79,8 +86,10 @@ class StructuredCascade(CascadeBase):
     ) -> Any:
         """Decide, then return the growing objects of the accepted answer."""
         asked, kwargs = self._object_asked(output_cls, prompt, llm_kwargs, prompt_args)
+        observed = self._observed(asked, kwargs)
+        await self._await()
         chunks = await AsyncSession(*self._parts(asked, kwargs)).open()
-        return self._aobjects(chunks, asked)
+        return self._aobjects(chunks, asked, observed)
 
     def _object_asked(
         self,
@@ -102,7 +111,7 @@ class StructuredCascade(CascadeBase):
 
     def _grown(self, chunk: ChatResponse, asked: Asked, before: Any) -> Any:
         """Return the object of a growing answer; the last chunk's is the parser's own."""
-        if "cascade" in chunk.additional_kwargs:
+        if _is_last(chunk):
             try:
                 return _parsed(chunk, asked)
             except Exception:
@@ -117,31 +126,49 @@ class StructuredCascade(CascadeBase):
             source, output_cls, cur_objects=before, flexible_mode=True, llm=self
         )
 
-    def _objects(self, chunks: Iterator[ChatResponse], asked: Asked) -> Iterator[Any]:
+    def _observed(self, asked: Asked, kwargs: dict[str, Any]) -> Observed:
+        """Tell that a stream begins; tracers end its span at the chat events that follow."""
+        observed = Observed(asked.messages)
+        observed.start(self.to_payload, public(kwargs))
+        return observed
+
+    def _objects(
+        self, chunks: Iterator[ChatResponse], asked: Asked, observed: Observed
+    ) -> Iterator[Any]:
         before: Any = None
-        with closing(chunks):  # type: ignore[type-var]
-            for chunk in chunks:
+        with closing(observed.relay(chunks)) as relayed:  # type: ignore[type-var]
+            for chunk in relayed:
                 before = [self._grown(chunk, asked, before)]
-                yield _told(before[0], progress=True)
-        _told(before[0] if before else None)
+                yield _grew(before[0], observed.span_id, last=_is_last(chunk))
 
     async def _aobjects(
-        self, chunks: AsyncIterator[ChatResponse], asked: Asked
+        self, chunks: AsyncIterator[ChatResponse], asked: Asked, observed: Observed
     ) -> AsyncIterator[Any]:
         before: Any = None
-        async with aclosing(chunks):  # type: ignore[type-var]
-            async for chunk in chunks:
+        async with aclosing(observed.arelay(chunks)) as relayed:  # type: ignore[type-var]
+            async for chunk in relayed:
                 before = [self._grown(chunk, asked, before)]
-                yield _told(before[0], progress=True)
-        _told(before[0] if before else None)
+                yield _grew(before[0], observed.span_id, last=_is_last(chunk))
+
+
+def _is_last(chunk: ChatResponse) -> bool:
+    return "cascade" in chunk.additional_kwargs
 
 
 def _parsed(response: ChatResponse, asked: Asked) -> Any:
     return asked.output_parser.parse(response.message.content or "")
 
 
-def _told(value: Any, *, progress: bool = False) -> Any:
+def _told(value: Any) -> Any:
     if listened():
-        kind = LLMStructuredPredictInProgressEvent if progress else LLMStructuredPredictEndEvent
-        _dispatcher.event(kind(output=value))
+        _dispatcher.event(LLMStructuredPredictEndEvent(output=value))
+    return value
+
+
+def _grew(value: Any, span_id: str | None, *, last: bool) -> Any:
+    """Tell about a growing object; its reader stands outside of the call's span."""
+    if listened():
+        kinds = [LLMStructuredPredictInProgressEvent, LLMStructuredPredictEndEvent]
+        for kind in kinds[: 1 + last]:
+            _dispatcher.event(kind(output=value, span_id=span_id))
     return value

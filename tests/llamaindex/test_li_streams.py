@@ -10,6 +10,8 @@ from collections.abc import AsyncGenerator, Generator, Iterator
 from typing import Any
 
 import pytest
+from llama_index.core.prompts import PromptTemplate
+from pydantic import BaseModel
 
 from cascadellm import Answer, record_cascade
 from cascadellm.answer import Piece
@@ -30,6 +32,13 @@ from tests.llamaindex.li_support import (
     user,
 )
 from tests.servers.openai_server import OpenAIServer, Said
+
+
+class Number(BaseModel):
+    """A number."""
+
+    n: int
+
 
 STREAMS = ("stream_chat", "astream_chat", "stream_complete", "astream_complete")
 
@@ -415,6 +424,11 @@ def test_rate_limiters_are_asked_once_per_call(endpoint: str) -> None:
     limiter = Limiter()
     asked(pair(rate_limiter=limiter)[0], endpoint)
     assert limiter.count == 1
+    structured = CascadeLLM([FakeModel('{"n": 1}', tools=False)], rate_limiter=limiter)
+    prompt = PromptTemplate("n?")
+    assert structured.structured_predict(Number, prompt) == Number(n=1)
+    assert list(structured.stream_structured_predict(Number, prompt))[-1] == Number(n=1)
+    assert limiter.count == 3
 
 
 def test_local_llm_works_alone_on_every_endpoint() -> None:
