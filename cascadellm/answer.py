@@ -293,6 +293,11 @@ class Trace:
                 return attempt
         return None
 
+    @property
+    def abandoned(self) -> bool:
+        """Whether the caller left before the end: a closed stream, a cancelled task."""
+        return bool(self.attempts) and self.attempts[-1].code == "abandoned"
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain JSON data: dict, list, str, finite number, bool, None."""
         data = _plain(self)

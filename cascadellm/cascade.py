@@ -15,9 +15,10 @@ from typing import Any, Literal, TypeAlias
 from cascadellm.answer import Action, Answer, Decision, Request, Trace
 from cascadellm.assembly import join_pairs, listed, one_of, per_boundary
 from cascadellm.context import with_context
-from cascadellm.effects import Call, Emit, Interrupted, Plan, Relay
+from cascadellm.effects import Call, Emit, Interrupted, Left, Plan, Relay
 from cascadellm.errors import CascadeError, ConfigurationError
 from cascadellm.events import (
+    Abandoned,
     Accepted,
     Decided,
     Failed,
@@ -143,6 +144,10 @@ class Cascade:
             trace = ledger.close(None, None)
             yield Emit(Failed(request, error, trace, ledger.drafts))
             raise
+        except Left as gone:
+            trace = ledger.close(ledger.leave(gone.answer), gone.answer)
+            yield Emit(Abandoned(request, gone.answer, trace, ledger.drafts))
+            raise
         trace = ledger.close(unit, answer)
         yield Emit(Accepted(request, answer, trace, ledger.drafts))
         return Outcome(answer, trace)
@@ -163,7 +168,7 @@ class Cascade:
                         place = yield from self._skip(route, units, place, ledger)
                         continue
                 yield Emit(TierStarted(unit.index, unit.tier.label))
-                ledger.begin()
+                ledger.begin(unit)
                 try:
                     said = yield from self._ask(units, place, request, ledger, ahead)
                 except Exception as error:
@@ -172,6 +177,7 @@ class Cascade:
                         return (yield from self._exhausted(error, units, ledger))
                     continue
                 answer = said.answer
+                ledger.hear(answer)
                 latency_s = ledger.attempt_s if said.latency_s is None else said.latency_s
                 yield Emit(TierAnswered(unit.index, unit.tier.label, answer, latency_s))
                 if policy is None:
@@ -226,11 +232,12 @@ class Cascade:
     def _call(self, unit: Unit, policy: Policy | None, request: Request, ledger: Ledger) -> Call:
         tier = ledger.limited(unit.tier)
         if policy is None:
-            return Call(unit.index, tier, request)
+            return Call(unit.index, tier, request, began=ledger.first_token)
         watch = None
         if type(policy).watch is not Policy.watch:
             watch = policy.watch(self._moment(unit, request, None, ledger))
-        return Call(unit.index, tier, request, reads=policy.reads, watch=watch)
+        began = ledger.first_token
+        return Call(unit.index, tier, request, reads=policy.reads, watch=watch, began=began)
 
     def _moment(
         self, unit: Unit, request: Request, answer: Answer | None, ledger: Ledger

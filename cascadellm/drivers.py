@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from cascadellm.effects import Effect, Plan, Relay
+from cascadellm.answer import Answer
+from cascadellm.effects import Effect, Emit, Left, Plan, Relay
 from cascadellm.watching import is_watched
 
-__all__ = ["Done", "aadvance", "adrive", "advance", "drive"]
+__all__ = ["Done", "aabandon", "aadvance", "abandon", "adrive", "advance", "drive"]
+
+_log = logging.getLogger("cascadellm")
 
 T = TypeVar("T")
 
@@ -115,5 +120,44 @@ async def adrive(plan: Plan[T], perform: Callable[[Effect], Any]) -> T:
                 error = raised
     except StopIteration as stop:
         return stop.value  # type: ignore[no-any-return]
+    except asyncio.CancelledError:
+        await aabandon(plan, perform)
+        raise
     finally:
         plan.close()
+
+
+def abandon(
+    plan: Plan[Any], perform: Callable[[Effect], Any], answer: Answer | None = None
+) -> None:
+    """Tell a plan that its caller is gone, and handlers what the plan says to that.
+
+    Nothing else is performed, and a plan that has ended says nothing. Never raises.
+
+    Args:
+        plan: The plan, at whatever effect it stopped.
+        perform: Performs its `Emit` effects.
+        answer: What had been shown, or None.
+    """
+    try:
+        effect = plan.throw(Left(answer))
+        while True:
+            effect = plan.send(perform(effect) if isinstance(effect, Emit) else None)
+    except (Left, StopIteration):
+        return
+    except Exception:
+        _log.warning("an abandoned call could not be recorded", exc_info=True)
+
+
+async def aabandon(
+    plan: Plan[Any], perform: Callable[[Effect], Any], answer: Answer | None = None
+) -> None:
+    """Async twin of `abandon`."""
+    try:
+        effect = plan.throw(Left(answer))
+        while True:
+            effect = plan.send(await perform(effect) if isinstance(effect, Emit) else None)
+    except (Left, StopIteration):
+        return
+    except Exception:
+        _log.warning("an abandoned call could not be recorded", exc_info=True)

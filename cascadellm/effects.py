@@ -24,6 +24,7 @@ __all__ = [
     "Handle",
     "Interrupted",
     "Judge",
+    "Left",
     "Plan",
     "Relay",
     "Shown",
@@ -53,6 +54,7 @@ class Call:
         kwargs: Call arguments on top of the request's and the tier's.
         purpose: `tier` for the cascade's own call, else `resample`, ...
         watch: Called with the growing draft, where the tier can stream.
+        began: Called when the first part of a streamed answer arrives.
     """
 
     index: int
@@ -62,6 +64,7 @@ class Call:
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     purpose: str = "tier"
     watch: Watch | None = None
+    began: Callable[[], None] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -220,3 +223,17 @@ class Interrupted(Exception):  # noqa: N818 - a signal between driver and plan, 
     def __init__(self, cause: Exception) -> None:
         super().__init__(str(cause))
         self.cause = cause
+
+
+class Left(BaseException):
+    """The caller is gone: it closed a stream half way, or its task was cancelled.
+
+    No `Exception`, so that neither a retry nor a policy takes it for a failure.
+
+    Attributes:
+        answer: What had been shown, or None.
+    """
+
+    def __init__(self, answer: Answer | None = None) -> None:
+        super().__init__()
+        self.answer = answer

@@ -23,6 +23,7 @@ from cascadellm.summary import Summary, summarise, to_frame
 from cascadellm.tier import Price
 
 __all__ = [
+    "Abandoned",
     "Accepted",
     "CascadeEvent",
     "Decided",
@@ -105,9 +106,26 @@ class Failed:
     drafts: tuple[str | None, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Abandoned:
+    """The caller left: it closed a stream half way, or its task was cancelled.
+
+    Attributes:
+        answer: What had been shown of the answer; None when nothing was.
+        trace: Its last attempt has the action `stopped` and the code `abandoned`;
+            `answered_by` is None when nothing was shown.
+    """
+
+    request: Request
+    answer: Answer | None
+    trace: Trace
+    drafts: tuple[str | None, ...] = ()
+
+
 CascadeEvent: TypeAlias = (
-    TierStarted | TierAnswered | TierSkipped | TierFailed | Decided | Accepted | Failed
+    TierStarted | TierAnswered | TierSkipped | TierFailed | Decided | Accepted | Failed | Abandoned
 )
+Finished: TypeAlias = Accepted | Failed | Abandoned
 
 
 class Handler(Protocol):
@@ -163,16 +181,16 @@ class Record:
         }
 
     @classmethod
-    def of(cls, event: Accepted | Failed, *, content: bool = True) -> Record:
+    def of(cls, event: Finished, *, content: bool = True) -> Record:
         """Build the record of a finished call; without `content` no text is kept."""
-        accepted = isinstance(event, Accepted)
+        answer = None if isinstance(event, Failed) else event.answer
         return cls(
             trace=event.trace,
             time=time.time(),
             input=event.request.text if content else "",
-            output=event.answer.text if accepted and content else "",  # type: ignore[union-attr]
+            output=answer.text if answer is not None and content else "",
             drafts=event.drafts if content else (),
-            error=None if accepted else repr(event.error),  # type: ignore[union-attr]
+            error=repr(event.error) if isinstance(event, Failed) else None,
         )
 
 
@@ -207,7 +225,7 @@ class JsonlSink:
 
     def on_event(self, event: CascadeEvent) -> None:
         """Write the line of a finished call."""
-        if isinstance(event, (Accepted, Failed)):
+        if isinstance(event, Finished):
             self.write(Record.of(event, content=self.content))
 
     def write(self, record: Record) -> None:
@@ -258,7 +276,7 @@ class Recorder:
 
     def on_event(self, event: CascadeEvent) -> None:
         """Keep the record of a finished call and tell the sinks."""
-        if isinstance(event, (Accepted, Failed)):
+        if isinstance(event, Finished):
             record = Record.of(event, content=self.content)
             with self._lock:
                 self.records.append(record)

@@ -129,7 +129,8 @@ def _tied(call: Call, handle: Handle) -> Call:
         asked = verdict == "go_on"
         return "stop" if verdict == "stop" else "go_on"
 
-    return replace(call, watch=watch)
+    # it runs beside another attempt, whose first token is not its own
+    return replace(call, watch=watch, began=None)
 
 
 def _hurrying(inner: Watch | None, hedging: Hedging, ahead: Handle) -> Watch | None:

@@ -15,6 +15,8 @@ from cascadellm.tier import Tier
 
 __all__ = ["Ledger", "Unit"]
 
+_LEFT = "the caller left before the call had ended"
+
 
 @dataclass(frozen=True, slots=True)
 class Unit:
@@ -43,6 +45,8 @@ class Ledger:
     _begun: float = 0.0
     _side: list[SideCall] = field(default_factory=list)
     _first_token: float | None = None
+    _open: Unit | None = None
+    _heard: Answer | None = None
 
     def __post_init__(self) -> None:
         self.started = self._begun = self.clock()
@@ -91,10 +95,35 @@ class Ledger:
         """Time since the current attempt began."""
         return self.clock() - self._begun
 
-    def begin(self) -> None:
+    def begin(self, unit: Unit) -> None:
         """Start the clock of the next attempt."""
         self._begun = self.clock()
         self._first_token = None
+        self._open, self._heard = unit, None
+
+    def hear(self, answer: Answer) -> None:
+        """Note that the current attempt's tier answered, before anything is decided."""
+        self._heard = answer
+
+    def leave(self, shown: Answer | None) -> Unit | None:
+        """Note the attempt during which the caller left; return its tier if it was shown.
+
+        Args:
+            shown: What had been shown of its answer, or None.
+        """
+        unit, answer = self._open, shown if shown is not None else self._heard
+        if unit is None:
+            if self.attempts:
+                self.attempts[-1] = replace(self.attempts[-1], code="abandoned", reason=_LEFT)
+            return None
+        latency = self.attempt_s
+        usage = answer.usage if answer is not None else None
+        cost = unit.tier.cost(usage, latency)
+        decision = Decision(False, "", code="abandoned", reason=_LEFT)
+        label = unit.tier.label
+        attempt = self._add(unit.index, label, "stopped", decision, answer, latency, cost)
+        self.attempts[-1] = replace(attempt, policy=None)
+        return unit if shown is not None else None
 
     def first_token(self) -> None:
         """Note that the current attempt's first token arrived."""
@@ -165,6 +194,7 @@ class Ledger:
             calls=tuple(self._side),
         )
         self._side.clear()
+        self._open = None
         self.attempts.append(attempt)
         self.answers.append(answer)
         return attempt
@@ -220,7 +250,8 @@ class Ledger:
     def close(self, unit: Unit | None, answer: Answer | None) -> Trace:
         """Return the trace of the finished call."""
         spans: tuple[tuple[int, int, str], ...] = ()
-        escalated = any(a.action in ("escalate", "skip", "error", "stopped") for a in self.attempts)
+        passed = ("escalate", "skip", "error", "stopped")
+        escalated = any(a.action in passed and a.code != "abandoned" for a in self.attempts)
         if unit is not None and answer is not None:
             spans = answer.spans or ((0, len(answer.text), unit.tier.label),)
             if unit.draft is not None:

@@ -16,7 +16,7 @@ from typing import Any
 
 from cascadellm.answer import Answer, Piece, Request
 from cascadellm.background import TaskHandle, ThreadHandle, await_first, wait_first
-from cascadellm.drivers import Done, aadvance, adrive, advance, drive
+from cascadellm.drivers import Done, aabandon, aadvance, abandon, adrive, advance, drive
 from cascadellm.effects import (
     Await,
     Call,
@@ -42,7 +42,9 @@ __all__ = [
     "Done",
     "LocalPerformer",
     "Performer",
+    "aabandon",
     "aadvance",
+    "abandon",
     "adrive",
     "advance",
     "drive",

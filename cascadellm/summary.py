@@ -10,7 +10,7 @@ from typing import Any
 from cascadellm.errors import MissingDependencyError
 from cascadellm.tier import Price
 
-__all__ = ["Summary", "TierSummary", "finite", "percentile", "summarise", "to_frame", "usd"]
+__all__ = ["Summary", "TierSummary", "finite", "left", "percentile", "summarise", "to_frame", "usd"]
 
 _DONE = ("accept", "escalate", "stopped")
 """Actions of attempts that answered."""
@@ -59,7 +59,8 @@ class Summary:
 
     Attributes:
         calls: Finished calls.
-        failed: Calls without an answer.
+        failed: Calls without an answer, because of an error.
+        abandoned: Calls whose caller left before the end.
         escalated: Calls in which a later tier was asked or wrote something.
         tiers: One row per tier.
         side_calls: Judges, resamples and lost races, in number.
@@ -77,6 +78,7 @@ class Summary:
 
     calls: int
     failed: int
+    abandoned: int
     escalated: int
     tiers: tuple[TierSummary, ...]
     side_calls: int
@@ -121,7 +123,8 @@ class Summary:
         ]
         saved = "unknown" if self.savings is None else f"{self.savings:.1%}"
         lines.append(
-            f"{self.calls} calls, {self.failed} failed, {self.escalated} escalated, "
+            f"{self.calls} calls, {self.failed} failed, {self.abandoned} abandoned, "
+            f"{self.escalated} escalated, "
             f"p50 {_seconds(self.p50_s)} s, p95 {_seconds(self.p95_s)} s"
         )
         lines.append(
@@ -148,6 +151,12 @@ def finite(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return None
     return float(value)
+
+
+def left(row: Mapping[str, Any]) -> bool:
+    """Return whether the caller left before the call had ended."""
+    attempts = row["attempts"]
+    return bool(attempts) and attempts[-1].get("code") == "abandoned"
 
 
 def percentile(values: Sequence[float], level: float) -> float | None:
@@ -179,7 +188,8 @@ def summarise(records: Iterable[Any], *, large_price: Price | None = None) -> Su
     latencies = [t for row in rows if (t := finite(row.get("latency_s"))) is not None]
     return Summary(
         calls=len(rows),
-        failed=sum(row.get("answered_by") is None for row in rows),
+        failed=sum(row.get("answered_by") is None and not left(row) for row in rows),
+        abandoned=sum(left(row) for row in rows),
         escalated=sum(bool(row.get("escalated")) for row in rows),
         tiers=tiers,
         side_calls=len(side),

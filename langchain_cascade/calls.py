@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import Context, copy_context
 from dataclasses import dataclass, field
 from typing import Any
@@ -53,6 +53,7 @@ class Box:
         configurable: The caller's `configurable`, for tiers that read it.
         metadata: The caller's `metadata`, for policies that read it.
         usages: Run id -> the accepted tier's usage.
+        leave: Records that the caller left a stream; the async form is awaited.
     """
 
     outer: Outer | None = None
@@ -60,6 +61,7 @@ class Box:
     configurable: Mapping[str, Any] = field(default_factory=dict)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     usages: dict[UUID | None, Any] = field(default_factory=dict)
+    leave: Callable[[], Any] | None = None
 
     def at(self, run_id: UUID | None) -> Box:
         """Return a box for one run that shares the books."""

@@ -7,6 +7,7 @@ before its own code runs, and travels down in one private argument.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 from uuid import UUID
 
@@ -166,8 +167,14 @@ class CascadeFlow(BaseChatModel):
     ) -> Iterator[AIMessageChunk]:
         """Answer in chunks: an accepted draft is replayed, the last tier streams live."""
         config, box = self._stream_config(CallbackManager, config, kwargs)
-        for chunk in super().stream(input, config, stop=stop, **kwargs):
-            yield with_usage(chunk, box)
+        chunks = super().stream(input, config, stop=stop, **kwargs)
+        try:
+            for chunk in chunks:
+                yield with_usage(chunk, box)
+        finally:
+            # before LangChain ends the run: it would call a stream that is left a failure
+            if box.leave is not None:
+                box.leave()
 
     async def astream(
         self,
@@ -179,8 +186,13 @@ class CascadeFlow(BaseChatModel):
     ) -> AsyncIterator[AIMessageChunk]:
         """Answer in chunks: an accepted draft is replayed, the last tier streams live."""
         config, box = self._stream_config(AsyncCallbackManager, config, kwargs)
-        async for chunk in super().astream(input, config, stop=stop, **kwargs):
-            yield with_usage(chunk, box)
+        chunks = super().astream(input, config, stop=stop, **kwargs)
+        try:
+            async for chunk in chunks:
+                yield with_usage(chunk, box)
+        finally:
+            if box.leave is not None:
+                await box.leave()
 
     def stream_events(self, input: Any, config: Any = None, **kwargs: Any) -> Any:  # noqa: A002
         """Stream events; v3 opens the run by itself and is handed the cascade's."""
@@ -309,7 +321,8 @@ class CascadeFlow(BaseChatModel):
             async for chunk in chunks:
                 yield chunk
         finally:
-            await chunks.aclose()  # type: ignore[attr-defined]
+            with suppress(RuntimeError):
+                await chunks.aclose()  # type: ignore[attr-defined]
 
 
 def _box(kwargs: Mapping[str, Any], config: Mapping[str, Any]) -> Box:

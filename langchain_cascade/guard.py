@@ -12,7 +12,12 @@ from uuid import UUID
 
 from langchain_core.tracers.langchain import LangChainTracer
 
-__all__ = ["OuterTracer", "TierTracer", "for_outer", "for_tiers", "held"]
+__all__ = ["INTERRUPTED", "OuterTracer", "TierTracer", "for_outer", "for_tiers", "forgive", "held"]
+
+INTERRUPTED = "ls_is_error_interrupt"
+"""Metadata name by which LangSmith tells a run that was stopped from one that failed."""
+
+_LEFT = ("GeneratorExit(", "CancelledError(")
 
 _log = logging.getLogger("langchain_cascade")
 
@@ -46,6 +51,10 @@ class OuterTracer(LangChainTracer):
     def _on_llm_end(self, run: Any) -> None:
         self._update_run_single(run)
 
+    def _on_llm_error(self, run: Any) -> None:
+        forgive(run)
+        super()._on_llm_error(run)
+
 
 class TierTracer(LangChainTracer):
     """Sees the runs below the cascade's.
@@ -64,6 +73,10 @@ class TierTracer(LangChainTracer):
                 _log.warning("logprobs could not be left out of a trace", exc_info=True)
         super()._on_llm_end(run)
 
+    def _on_llm_error(self, run: Any) -> None:
+        forgive(run)
+        super()._on_llm_error(run)
+
     def _update_run_single(self, run: Any) -> None:  # type: ignore[override]
         parent = self.run_map.get(str(run.parent_run_id))
         if not held(run, parent):
@@ -76,9 +89,21 @@ class BareTierTracer(TierTracer):
     without_logprobs = True
 
 
+def forgive(run: Any) -> None:
+    """Take the error off a run whose stream was closed or whose task was cancelled.
+
+    LangChain ends such a run with that exception, and LangSmith would count a failure.
+    """
+    if not str(run.error or "").startswith(_LEFT):
+        return
+    run.error = None
+    metadata = {**((run.extra or {}).get("metadata") or {}), INTERRUPTED: True}
+    run.extra = {**(run.extra or {}), "metadata": metadata}
+
+
 def held(run: Any, parent: Any) -> bool:
     """Return whether a tier's run waits for its outcome."""
-    if run.error is not None or parent is None:
+    if run.error is not None or parent is None or "cascade_action" in (run.metadata or {}):
         return False
     own = any(str(tag).startswith("cascade:tier:") for tag in run.tags or ())
     return own and (parent.metadata or {}).get("ls_provider") == "cascade"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from langchain_core.callbacks import BaseCallbackHandler
 
 from cascadellm.events import (
+    Abandoned,
     Accepted,
     CascadeEvent,
     Decided,
@@ -49,6 +50,8 @@ class CascadeCallbackHandler(BaseCallbackHandler):
                 self.on_accepted(event)
             case Failed():
                 self.on_failed(event)
+            case Abandoned():
+                self.on_abandoned(event)
 
     def on_tier_started(self, event: TierStarted) -> None:
         """Receive that a tier is about to be asked."""
@@ -70,6 +73,9 @@ class CascadeCallbackHandler(BaseCallbackHandler):
 
     def on_failed(self, event: Failed) -> None:
         """Receive that the call ended without an answer."""
+
+    def on_abandoned(self, event: Abandoned) -> None:
+        """Receive that the caller left a stream half way, or was cancelled."""
 
 
 def listeners(outer: Outer | None) -> Sequence[Any]:

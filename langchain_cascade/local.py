@@ -316,15 +316,15 @@ class _Sent:
 
     def marks(self) -> dict[str, Any]:
         """Return the waiting scores, and their usage, as fields of a chunk."""
-        if not self._wanted or not self._waiting or self._prompt is None:
+        if not self._waiting or self._prompt is None:
             return {}
         given, self._waiting = self._waiting, ()
         read = self._prompt - self._given.input_tokens
         self._given = Usage(self._prompt, self._given.output_tokens + len(given))
-        return {
-            "response_metadata": {"logprobs": openai_shape(given)},
-            "usage_metadata": _usage(Usage(read, len(given))),
-        }
+        marks: dict[str, Any] = {"usage_metadata": _usage(Usage(read, len(given)))}
+        if self._wanted:
+            marks["response_metadata"] = {"logprobs": openai_shape(given)}
+        return marks
 
     def rest(self, answer: Answer) -> Answer:
         """Return the finished answer with the scores and the usage still to be given."""

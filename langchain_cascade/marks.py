@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
+from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
@@ -12,7 +13,7 @@ from langchain_core.tracers.langchain import LangChainTracer
 from cascadellm.answer import Answer, Attempt, Decision, Trace
 from cascadellm.tier import Tier
 from langchain_cascade.engine import Engine
-from langchain_cascade.guard import held
+from langchain_cascade.guard import INTERRUPTED, forgive, held
 from langchain_cascade.local import LocalChatModel
 from langchain_cascade.tier import base_model
 
@@ -21,7 +22,6 @@ __all__ = ["Marks", "outer_marks"]
 _log = logging.getLogger("langchain_cascade")
 _LONGEST = 250
 _HIDDEN_DRAFT = "ls_message_view_exclude"
-_INTERRUPTED = "ls_is_error_interrupt"
 
 
 class Marks:
@@ -43,6 +43,7 @@ class Marks:
         *,
         decision: Decision | None = None,
         cost_usd: float | None = None,
+        error: str | None = None,
     ) -> None:
         """Mark the latest run of a tier with what became of its answer."""
         metadata: dict[str, Any] = {"cascade_action": action}
@@ -52,19 +53,21 @@ class Marks:
             metadata[_HIDDEN_DRAFT] = True
         for tracer, run in self._each(index):
             try:
-                if (run.metadata or {}).get(_INTERRUPTED):
-                    # closing a stream ends its run with GeneratorExit, which is no failure
-                    run.error = None
+                forgive(run)
+                if error is not None:
+                    # a tier that took too long was cancelled, and that is its failure
+                    run.error = run.error or error
+                elif (run.metadata or {}).get(INTERRUPTED):
                     metadata["cascade_action"] = "stopped"
                 _mark(run, _with_cost(run, metadata, cost_usd), [])
                 _send(tracer, run)
             except Exception:
                 _log.warning("a tier's run could not be marked", exc_info=True)
 
-    def interrupted(self, index: int, answer: Answer) -> None:
+    def interrupted(self, index: int, answer: Answer | None) -> None:
         """Mark a tier's open run before its stream is closed, with what it has used so far."""
-        metadata: dict[str, Any] = {_INTERRUPTED: True}
-        if answer.usage is not None:
+        metadata: dict[str, Any] = {INTERRUPTED: True}
+        if answer is not None and answer.usage is not None:
             metadata["usage_metadata"] = {
                 "input_tokens": answer.usage.input_tokens,
                 "output_tokens": answer.usage.output_tokens,
@@ -105,10 +108,9 @@ class Marks:
             except Exception:
                 _log.warning("the cascade's run could not be marked", exc_info=True)
 
-    def cost(self, tier: Tier, answer: Any, latency_s: float) -> float | None:
-        """Return what a local tier's call cost; a provider's price LangSmith knows itself."""
-        local = isinstance(base_model(self.engine.runnable(tier)), LocalChatModel)
-        return tier.cost(answer.usage, latency_s) if local else None
+    def prices(self, tier: Tier) -> bool:
+        """Return whether a tier's cost is ours to tell; a provider's LangSmith knows itself."""
+        return isinstance(base_model(self.engine.runnable(tier)), LocalChatModel)
 
     def _each(self, index: int) -> Iterable[tuple[Any, Any]]:
         tag = f"cascade:tier:{index}"
@@ -129,7 +131,12 @@ def _with_cost(run: Any, metadata: dict[str, Any], cost_usd: float | None) -> di
 
 
 def _send(tracer: Any, run: Any) -> None:
-    if isinstance(tracer, LangChainTracer) and not run.extra.get("__disabled"):
+    """Send a run that has ended; one that has not goes out with its end, marks and all."""
+    if run.end_time is None and run.error is not None:
+        # LangChain never ends the run of a call that was cancelled
+        run.end_time = datetime.now(UTC)
+    ended = run.end_time is not None
+    if ended and isinstance(tracer, LangChainTracer) and not run.extra.get("__disabled"):
         run.patch()
 
 
@@ -168,6 +175,8 @@ def outer_marks(trace: Trace) -> tuple[dict[str, Any], list[str]]:
     tags = [] if trace.answered_by is None else [f"cascade:answered_by:{trace.answered_by}"]
     if trace.escalated:
         tags.append("cascade:escalated")
+    if trace.abandoned:
+        tags.append("cascade:abandoned")
     return {k: plain(v) for k, v in metadata.items() if v is not None}, tags
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from contextvars import Context
 from functools import partial
 from typing import Any
@@ -21,9 +21,32 @@ from cascadellm.watching import Gate
 from langchain_cascade.calls import CascadeCall
 from langchain_cascade.convert import answer_of, as_message
 
-__all__ = ["AsyncLangChainPerformer", "LangChainPerformer", "gate_of"]
+__all__ = ["AsyncLangChainPerformer", "Heard", "LangChainPerformer", "gate_of"]
 
 _LEAST_S = 1e-3
+
+
+class Heard:
+    """What one streamed call has said; calls may run beside each other.
+
+    Attributes:
+        whole: The message so far.
+        answer: The answer, once the stream has ended.
+    """
+
+    def __init__(self) -> None:
+        self.whole: Any = None
+        self.answer: Answer | None = None
+
+    def take(self, piece: Any, effect: Call) -> None:
+        """Add a chunk."""
+        if self.whole is None and effect.began is not None:
+            effect.began()
+        self.whole = piece if self.whole is None else self.whole + piece
+
+    def partial(self) -> Answer | None:
+        """Return the answer so far."""
+        return None if self.whole is None else answer_of(as_message(self.whole))
 
 
 class LangChainPerformer(Performer):
@@ -34,7 +57,6 @@ class LangChainPerformer(Performer):
     def __init__(self, context: CascadeCall) -> None:
         super().__init__(context.handlers)
         self.context = context
-        self.answer: Answer | None = None
 
     def emit(self, event: Any) -> None:
         """Tell the engine's handlers, recorders and LangChain's callbacks."""
@@ -45,10 +67,10 @@ class LangChainPerformer(Performer):
     def call(self, effect: Call) -> Answer:
         """Ask a tier."""
         if effect.watch is not None:
-            gate = gate_of(effect, self.context)
-            for _ in gate.through(self.live(effect)):
+            gate, heard = gate_of(effect, self.context), Heard()
+            for _ in gate.through(self.live(effect, heard)):
                 pass
-            return gate.answered(self.answer)
+            return gate.answered(heard.answer)
         runnable, messages, arguments, config = self.context.prepare(effect)
         return self._ask(runnable, messages, arguments, config, effect)
 
@@ -71,10 +93,9 @@ class LangChainPerformer(Performer):
         output = with_timeout(ask, effect.tier.timeout_s, effect.tier.label)
         return answer_of(as_message(output))
 
-    def live(self, effect: Call) -> Iterator[AIMessageChunk]:
-        """Stream a tier; afterwards `answer` holds the whole answer."""
+    def live(self, effect: Call, heard: Heard) -> Iterator[AIMessageChunk]:
+        """Stream a tier and note what it says."""
         runnable, messages, arguments, config = self.context.prepare(effect)
-        whole: Any = None
         deadline = _Deadline(effect)
         inside = self.context.inside(config)
         pieces = inside.run(runnable.stream, messages, config, **arguments)
@@ -89,13 +110,13 @@ class LangChainPerformer(Performer):
                     raise
                 if piece is None:
                     break
-                whole = piece if whole is None else whole + piece
+                heard.take(piece, effect)
                 yield as_chunk(piece)
         finally:
             # a stream that timed out still runs in its own thread and cannot be closed here
             if hasattr(pieces, "close") and not abandoned:
                 inside.run(pieces.close)
-        self.answer = answer_of(as_message(whole))
+        heard.answer = answer_of(as_message(heard.whole))
 
 
 class AsyncLangChainPerformer(AsyncPerformer):
@@ -106,7 +127,6 @@ class AsyncLangChainPerformer(AsyncPerformer):
     def __init__(self, context: CascadeCall) -> None:
         super().__init__(context.handlers)
         self.context = context
-        self.answer: Answer | None = None
 
     def emit(self, event: Any) -> Awaitable[None] | None:
         """Tell the engine's handlers, recorders and LangChain's callbacks."""
@@ -117,11 +137,11 @@ class AsyncLangChainPerformer(AsyncPerformer):
     async def call(self, effect: Call) -> Answer:
         """Ask a tier."""
         if effect.watch is not None:
-            gate = gate_of(effect, self.context)
-            async with aclosing(gate.athrough(self.live(effect))) as pieces:
+            gate, heard = gate_of(effect, self.context), Heard()
+            async with aclosing(gate.athrough(self.live(effect, heard))) as pieces:
                 async for _ in pieces:
                     pass
-            return gate.answered(self.answer)
+            return gate.answered(heard.answer)
         runnable, messages, arguments, config = self.context.prepare(effect)
         return await self._ask(runnable, messages, arguments, config, effect)
 
@@ -152,10 +172,9 @@ class AsyncLangChainPerformer(AsyncPerformer):
         blocking = partial(inside.run, runnable.invoke, messages, config, **arguments)
         return answer_of(as_message(await _in_thread(blocking, deadline)))
 
-    async def live(self, effect: Call) -> AsyncIterator[AIMessageChunk]:
-        """Stream a tier; afterwards `answer` holds the whole answer."""
+    async def live(self, effect: Call, heard: Heard) -> AsyncIterator[AIMessageChunk]:
+        """Stream a tier and note what it says."""
         runnable, messages, arguments, config = self.context.prepare(effect)
-        whole: Any = None
         deadline = _Deadline(effect)
         blocking = self.context.sync_only(runnable)
         if not blocking:
@@ -166,21 +185,21 @@ class AsyncLangChainPerformer(AsyncPerformer):
                     piece = await _task(partial(anext, pieces, None), inside, deadline)
                     if piece is None:
                         break
-                    whole = piece if whole is None else whole + piece
+                    heard.take(piece, effect)
                     yield as_chunk(piece)
             except (NotImplementedError, AttributeError):
                 # a tier without async streaming says so before its first chunk
-                if whole is not None:
+                if heard.whole is not None:
                     raise
                 self.context.note_sync_only(runnable)
                 blocking = True
             finally:
                 await _aclose(pieces, inside)
         if blocking:
-            self.answer = await self._ask(runnable, messages, arguments, config, effect)
-            yield as_chunk(self.answer.native)
+            heard.answer = await self._ask(runnable, messages, arguments, config, effect)
+            yield as_chunk(heard.answer.native)
             return
-        self.answer = answer_of(as_message(whole))
+        heard.answer = answer_of(as_message(heard.whole))
 
 
 def gate_of(effect: Call, context: CascadeCall) -> Gate[AIMessageChunk]:
@@ -262,7 +281,9 @@ async def _within(work: asyncio.Future[Any], deadline: _Deadline) -> Any:
 
 async def _aclose(pieces: Any, inside: Context) -> None:
     if hasattr(pieces, "aclose"):
-        await asyncio.create_task(pieces.aclose(), context=inside)
+        # at the end of a loop all generators are closed at once, this one maybe already
+        with suppress(RuntimeError):
+            await asyncio.create_task(pieces.aclose(), context=inside)
 
 
 def as_chunk(piece: Any) -> AIMessageChunk:

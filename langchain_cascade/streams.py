@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import AsyncIterator, Iterator
+from contextlib import suppress
 from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk
@@ -11,11 +12,17 @@ from langchain_core.outputs import ChatGenerationChunk
 
 from cascadellm.answer import Answer
 from cascadellm.cascade import Outcome
-from cascadellm.effects import Call, Interrupted, Relay
-from cascadellm.perform import Done, aadvance, advance
+from cascadellm.effects import Call, Interrupted, Relay, Shown
+from cascadellm.perform import Done, aabandon, aadvance, abandon, advance
+from cascadellm.watching import Gate
 from langchain_cascade.calls import CascadeCall
 from langchain_cascade.convert import as_message
-from langchain_cascade.performing import AsyncLangChainPerformer, LangChainPerformer, gate_of
+from langchain_cascade.performing import (
+    AsyncLangChainPerformer,
+    Heard,
+    LangChainPerformer,
+    gate_of,
+)
 
 __all__ = ["astream_plan", "final_message", "stream_plan"]
 
@@ -47,73 +54,132 @@ def final_message(
     return message.model_copy(update=update), usage
 
 
+class _Stream:
+    """One streamed call: what is being shown, and how it is left before its end."""
+
+    def __init__(self, context: CascadeCall, perform: Any) -> None:
+        self.context, self.perform = context, perform
+        self.plan = context.plan()
+        self.heard = Heard()
+        self.shown = False
+        self.accepted: Answer | None = None
+        self.gate: Gate[AIMessageChunk] | None = None
+        self.pieces: Any = None
+        self._index: int | None = None
+        context.box.leave = self.leave
+
+    def open(self, call: Call) -> Any:
+        """Return the chunks of a call that may be shown."""
+        self._index = call.index
+        self.heard = Heard()
+        live = self.perform.live(call, self.heard)
+        self.gate = None if call.watch is None else gate_of(call, self.context)
+        if self.gate is None:
+            self.pieces = live
+        elif isinstance(self.perform, AsyncLangChainPerformer):
+            self.pieces = self.gate.athrough(live)
+        else:
+            self.pieces = self.gate.through(live)
+        return self.pieces
+
+    def closed(self) -> Answer | Shown:
+        """Return what the call's effect results in, after its last chunk."""
+        answer, self.pieces = self.heard.answer, None
+        if self.gate is not None:
+            return self.gate.result(answer)
+        assert answer is not None
+        return answer
+
+    def _leaving(self) -> tuple[Answer | None, Any]:
+        """Mark the open run before its stream is closed; return (shown, open stream)."""
+        shown = self.heard.partial() if self.shown and self.pieces is not None else None
+        tracing = self.context.tracing
+        if tracing is not None and self._index is not None and self.pieces is not None:
+            tracing.marks.interrupted(self._index, shown)
+        pieces, self.pieces, self.context.box.leave = self.pieces, None, None
+        return shown, pieces
+
+    def leave(self) -> Any:
+        """Record that the caller left, unless the call has ended; safe to call again."""
+        raise NotImplementedError
+
+
+class _SyncStream(_Stream):
+    def leave(self) -> None:
+        shown, pieces = self._leaving()
+        if pieces is not None:
+            pieces.close()
+        abandon(self.plan, self.perform, shown)
+        self.context.close()
+
+
+class _AsyncStream(_Stream):
+    async def leave(self) -> None:
+        shown, pieces = self._leaving()
+        if pieces is not None:
+            # the loop may be closing it already, when nobody closed the chain around it
+            with suppress(RuntimeError):
+                await pieces.aclose()
+        await aabandon(self.plan, self.perform, shown)
+        self.context.close()
+
+
 def stream_plan(context: CascadeCall) -> Iterator[ChatGenerationChunk]:
     """Drive a plan; yield the accepted answer's chunks, the last one with the record."""
     perform = LangChainPerformer(context)
-    plan = context.plan()
-    shown = False
-    accepted: Answer | None = None
+    stream = _SyncStream(context, perform)
+    plan = stream.plan
     try:
         step: Relay | Done[Outcome] = advance(plan, perform)
         while isinstance(step, Relay):
             if not isinstance(step.source, Call):
-                accepted = step.source
-                step = advance(plan, perform, send=accepted)
+                stream.accepted = step.source
+                step = advance(plan, perform, send=step.source)
                 continue
-            gate = None if step.source.watch is None else gate_of(step.source, context)
-            live = perform.live(step.source)
             try:
-                for chunk in live if gate is None else gate.through(live):
+                for chunk in stream.open(step.source):
                     piece = _shown(chunk)
                     if piece is not None:
-                        shown = True
+                        stream.shown = True
                         yield _generation(piece)
             except Exception as error:
-                step = advance(plan, perform, throw=Interrupted(error) if shown else error)
+                broken = Interrupted(error) if stream.shown else error
+                step = advance(plan, perform, throw=broken)
             else:
-                said = perform.answer if gate is None else gate.result(perform.answer)
-                step = advance(plan, perform, send=said)
-        yield from _ending(step.value, context, replay=accepted is not None)
+                step = advance(plan, perform, send=stream.closed())
+        yield from _ending(step.value, context, replay=stream.accepted is not None)
     finally:
-        plan.close()
-        context.close()
+        stream.leave()
 
 
 async def astream_plan(context: CascadeCall) -> AsyncIterator[ChatGenerationChunk]:
     """Async twin of `stream_plan`."""
     perform = AsyncLangChainPerformer(context)
-    plan = context.plan()
-    shown = False
-    accepted: Answer | None = None
+    stream = _AsyncStream(context, perform)
+    plan = stream.plan
     try:
         step: Relay | Done[Outcome] = await aadvance(plan, perform)
         while isinstance(step, Relay):
             if not isinstance(step.source, Call):
-                accepted = step.source
-                step = await aadvance(plan, perform, send=accepted)
+                stream.accepted = step.source
+                step = await aadvance(plan, perform, send=step.source)
                 continue
-            gate = None if step.source.watch is None else gate_of(step.source, context)
-            live = perform.live(step.source)
-            pieces = live if gate is None else gate.athrough(live)
             try:
-                async for chunk in pieces:
+                async for chunk in stream.open(step.source):
                     piece = _shown(chunk)
                     if piece is not None:
-                        shown = True
+                        stream.shown = True
                         yield _generation(piece)
             except Exception as error:
-                broken = Interrupted(error) if shown else error
+                await stream.pieces.aclose()
+                broken = Interrupted(error) if stream.shown else error
                 step = await aadvance(plan, perform, throw=broken)
             else:
-                said = perform.answer if gate is None else gate.result(perform.answer)
-                step = await aadvance(plan, perform, send=said)
-            finally:
-                await pieces.aclose()  # type: ignore[attr-defined]
-        for generation in _ending(step.value, context, replay=accepted is not None):
+                step = await aadvance(plan, perform, send=stream.closed())
+        for generation in _ending(step.value, context, replay=stream.accepted is not None):
             yield generation
     finally:
-        plan.close()
-        context.close()
+        await stream.leave()
 
 
 def _ending(

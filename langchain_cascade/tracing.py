@@ -16,7 +16,7 @@ from langchain_core.tracers.langchain import LangChainTracer
 from langsmith.run_helpers import _set_tracing_context
 
 from cascadellm.answer import Decision
-from cascadellm.events import Accepted, Decided, Failed, TierAnswered, TierFailed
+from cascadellm.events import Abandoned, Accepted, Decided, Failed, TierAnswered, TierFailed
 from cascadellm.policies import Policy
 from langchain_cascade.engine import Engine
 from langchain_cascade.guard import for_tiers
@@ -169,15 +169,23 @@ class Tracing:
     def _mark(self, event: Any) -> None:
         if isinstance(event, TierAnswered):
             tier = self.engine.asked(event.tier, event.name)
-            self._cost = self.marks.cost(tier, event.answer, event.latency_s)
+            own = self.marks.prices(tier)
+            self._cost = tier.cost(event.answer.usage, event.latency_s) if own else None
             if event.tier not in self.boundaries:
                 self.marks.tier(event.tier, "accept", cost_usd=self._cost)
         elif isinstance(event, Decided):
             action = "escalate" if event.decision.defer else "accept"
             self.marks.tier(event.tier, action, decision=event.decision, cost_usd=self._cost)
         elif isinstance(event, TierFailed):
-            self.marks.tier(event.attempt.tier, "error")
+            self.marks.tier(event.attempt.tier, "error", error=event.attempt.error)
         elif isinstance(event, (Accepted, Failed)):
+            self.marks.outer(event.trace)
+        elif isinstance(event, Abandoned):
+            left = event.trace.attempts[-1] if event.trace.attempts else None
+            if left is not None and left.action == "stopped":
+                own = self.marks.prices(self.engine.asked(left.tier, left.name))
+                cost = left.cost_usd if own else None
+                self.marks.tier(left.tier, "stopped", cost_usd=cost)
             self.marks.outer(event.trace)
 
 

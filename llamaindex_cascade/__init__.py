@@ -103,6 +103,7 @@ except ModuleNotFoundError as error:
 get_dispatcher("llamaindex_cascade")
 
 from llamaindex_cascade.events import (  # noqa: E402
+    CascadeAbandonedEvent,
     CascadeDecisionEvent,
     CascadeEndEvent,
     CascadeEventHandler,
@@ -129,6 +130,7 @@ __all__ = [
     "BudgetExceededError",
     "Bulkhead",
     "CalibrationError",
+    "CascadeAbandonedEvent",
     "CascadeDecisionEvent",
     "CascadeEndEvent",
     "CascadeError",

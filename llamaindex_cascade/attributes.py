@@ -85,6 +85,8 @@ def trace_attributes(trace: Trace) -> dict[str, Any]:
     tags = [] if trace.answered_by is None else [f"cascade:answered_by:{trace.answered_by}"]
     if trace.escalated:
         tags.append("cascade:escalated")
+    if trace.abandoned:
+        tags.append("cascade:abandoned")
     return _named(record_values(trace.to_dict()), tags)
 
 

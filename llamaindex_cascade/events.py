@@ -14,6 +14,7 @@ from llama_index.core.instrumentation.events import BaseEvent
 from cascadellm import events as engine
 
 __all__ = [
+    "CascadeAbandonedEvent",
     "CascadeDecisionEvent",
     "CascadeEndEvent",
     "CascadeEventHandler",
@@ -93,6 +94,12 @@ class CascadeFailedEvent(_CascadeEvent):
     error: str
 
 
+class CascadeAbandonedEvent(_CascadeEvent):
+    """The caller left a stream half way, or was cancelled; `trace` says how far it got."""
+
+    trace: dict[str, Any]
+
+
 def instrumentation_event(event: engine.CascadeEvent, span_id: str | None) -> BaseEvent:
     """Return an engine event as the event that LlamaIndex dispatches."""
     match event:
@@ -120,6 +127,8 @@ def instrumentation_event(event: engine.CascadeEvent, span_id: str | None) -> Ba
             )
         case engine.Accepted():
             return CascadeEndEvent(span_id=span_id, trace=event.trace.to_dict())
+        case engine.Abandoned():
+            return CascadeAbandonedEvent(span_id=span_id, trace=event.trace.to_dict())
         case engine.Failed():
             trace = event.trace.to_dict()
             return CascadeFailedEvent(span_id=span_id, trace=trace, error=repr(event.error))
@@ -151,6 +160,8 @@ class CascadeEventHandler(BaseEventHandler):
                 self.on_accepted(event)
             case CascadeFailedEvent():
                 self.on_failed(event)
+            case CascadeAbandonedEvent():
+                self.on_abandoned(event)
 
     def on_tier_started(self, event: CascadeTierStartedEvent) -> None:
         """Handle a tier that is about to be asked."""
@@ -172,3 +183,6 @@ class CascadeEventHandler(BaseEventHandler):
 
     def on_failed(self, event: CascadeFailedEvent) -> None:
         """Handle the end of a call without an answer."""
+
+    def on_abandoned(self, event: CascadeAbandonedEvent) -> None:
+        """Handle a caller that left before the end."""

@@ -101,27 +101,28 @@ class Observed:
     def relay(self, chunks: Iterator[ChatResponse]) -> Iterator[Any]:
         """Pass a stream on, telling about each chunk; closing it closes the source."""
         last, error = None, None
-        with closing(chunks):  # type: ignore[type-var]
-            try:
+        try:
+            # closed before the end is told: the record of a stream that is left comes first
+            with closing(chunks):  # type: ignore[type-var]
                 for chunk in chunks:
                     last = self._chunk(chunk)
                     yield last
-            except Exception as raised:
-                error = raised
-                raise
-            finally:
-                self._closed(last, error)
+        except Exception as raised:
+            error = raised
+            raise
+        finally:
+            self._closed(last, error)
 
     async def arelay(self, chunks: AsyncIterator[ChatResponse]) -> AsyncIterator[Any]:
         """Async twin of `relay`."""
         last, error = None, None
-        async with aclosing(chunks):  # type: ignore[type-var]
-            try:
+        try:
+            async with aclosing(chunks):  # type: ignore[type-var]
                 async for chunk in chunks:
                     last = self._chunk(chunk)
                     yield last
-            except Exception as raised:
-                error = raised
-                raise
-            finally:
-                self._closed(last, error)
+        except Exception as raised:
+            error = raised
+            raise
+        finally:
+            self._closed(last, error)

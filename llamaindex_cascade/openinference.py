@@ -7,9 +7,12 @@ OpenInference, so whatever is not as expected leaves everything as it was.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from typing import Any
+
+from llama_index.core.instrumentation.events.exception import ExceptionEvent
 
 from cascadellm.errors import MissingDependencyError
 from llamaindex_cascade import events
@@ -27,6 +30,7 @@ _NAMES: dict[Any, str] = {
     events.CascadeDecisionEvent: "cascade_decision",
     events.CascadeEndEvent: "cascade_end",
     events.CascadeFailedEvent: "cascade_failed",
+    events.CascadeAbandonedEvent: "cascade_abandoned",
 }
 _SHOWN = ("tier", "name", "defer", "policy", "score_name", "score", "threshold", "code", "reason")
 
@@ -51,6 +55,7 @@ def instrument_openinference() -> bool:
         register = _handler._Span.__dict__["_process_event"].register  # noqa: SLF001
         for kind in _NAMES:
             register(kind, _process)
+        register(ExceptionEvent, _process_exception)
     except Exception:
         _log.warning(
             "this version of OpenInference does not take the cascade's events; decisions are "
@@ -66,11 +71,24 @@ def _process(span: Any, event: Any) -> None:
         attributes = {name: getattr(event, name, None) for name in _SHOWN}
         shown = {f"cascade.{k}": v for k, v in attributes.items() if v is not None}
         span._otel_span.add_event(_NAMES[type(event)], attributes=shown)  # noqa: SLF001
-        if isinstance(event, (events.CascadeEndEvent, events.CascadeFailedEvent)):
+        if hasattr(event, "trace"):
             span["metadata"] = json.dumps({**_metadata(span), **_record(event.trace)})
     except Exception:
         # a tracer's private parts moved: the answer matters more than its span
         _log.debug("a cascade event could not be shown", exc_info=True)
+
+
+def _process_exception(span: Any, event: Any) -> None:
+    """End a tier's stream that was closed as what it is: no failure."""
+    try:
+        left = isinstance(event.exception, (GeneratorExit, asyncio.CancelledError))
+        parent = span._parent  # noqa: SLF001
+        ours = parent is not None and parent._otel_span.name.startswith("CascadeTier.")  # noqa: SLF001
+        if left and ours and span.waiting_for_streaming:
+            span._otel_span.add_event("cascade_stream_closed")  # noqa: SLF001
+            span.end()
+    except Exception:
+        _log.debug("a closed stream could not be shown", exc_info=True)
 
 
 def _record(trace: dict[str, Any]) -> dict[str, Any]:

@@ -89,6 +89,10 @@ class TierPerformer(Performer):
         self._spans.on_event(event)
         super().emit(event)
 
+    def tell(self, effect: Any) -> None:
+        """Tell what happens after the call has returned."""
+        self.emit(effect.event)
+
     def call(self, effect: Call) -> Answer:
         """Ask a tier."""
         return self._ask(effect)
@@ -120,6 +124,10 @@ class AsyncTierPerformer(AsyncPerformer):
         """Move the spans on, then tell handlers."""
         self._spans.on_event(event)
         return super().emit(event)
+
+    def tell(self, effect: Any) -> None:
+        """Tell what happens after the call has returned."""
+        self.emit(effect.event)
 
     async def call(self, effect: Call) -> Answer:
         """Ask a tier."""

@@ -10,9 +10,10 @@ import asyncio
 import contextvars
 import sys
 import time
+import weakref
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import aclosing, closing
-from typing import Any
+from typing import Any, TypeVar
 
 from llama_index.core.base.llms.types import ChatResponse
 
@@ -20,7 +21,7 @@ from cascadellm import Cascade, Outcome
 from cascadellm.answer import Answer
 from cascadellm.effects import Call, Interrupted, Plan, Relay, Shown
 from cascadellm.events import Handler
-from cascadellm.perform import Done, aadvance, adrive, advance, drive
+from cascadellm.perform import Done, aadvance, abandon, adrive, advance, drive
 from cascadellm.resilience import with_timeout
 from cascadellm.watching import Gate
 from llamaindex_cascade.gather import Gathered, partial, replay, shown
@@ -37,6 +38,7 @@ from llamaindex_cascade.tier import TierBook
 __all__ = ["AsyncSession", "Session"]
 
 _END: Any = object()
+T = TypeVar("T")
 
 
 class Session:
@@ -90,20 +92,22 @@ class Session:
                     continue
                 # recorders open around the call are told, wherever the stream is read
                 context = contextvars.copy_context()
-                return _live(flow, chunk, plan, perform, context)
+                live = _live(flow, chunk, plan, perform, context)
+                return _watched_over(live, flow, plan, perform, context)
         finally:
             self._spans.close(sys.exception())
         return replay(step.value.answer, step.value.trace)
 
     def _start(self, flow: _Flow) -> ChatResponse:
-        begun = time.perf_counter()
-        call = flow.call
+        begun, call = time.perf_counter(), flow.call
         tier, name = self._book.of(call.index, call.tier), call.tier.label
         source = tier.stream(call.request.native, call_kwargs(call), call.reads)
         flow.chunks = flow.gate.through(source) if flow.watched else source
         first: ChatResponse = with_timeout(
             lambda: next(flow.chunks, _END), call.tier.timeout_s, name
         )
+        if call.began is not None:
+            call.began()
         if first is not _END or not flow.watched:
             self._spans.live(call.index, name, time.perf_counter() - begun)
         return first
@@ -118,9 +122,15 @@ class _Flow:
         self.watched = call.watch is not None
         self.gate: Gate[ChatResponse] = Gate(call.watch, self.gathered)
         self.chunks: Any = None
+        self.begun = False
+
+    def partial(self) -> Answer | None:
+        """Return what has been shown, None when nothing was."""
+        return self.gathered.answer() if self.begun else None
 
     def took(self, chunk: ChatResponse) -> ChatResponse:
         """Note a chunk that is about to be shown; return it as the caller sees it."""
+        self.begun = True
         if not self.watched:
             self.gathered.add(chunk)
         return partial(chunk, self.call.index, self.call.tier.label)
@@ -137,15 +147,30 @@ def _live(
     perform: TierPerformer,
     context: contextvars.Context,
 ) -> Iterator[ChatResponse]:
-    with closing(plan), closing(flow.chunks):
-        try:
-            while chunk is not _END:
-                yield flow.took(chunk)
-                chunk = next(flow.chunks, _END)
-        except Exception as error:
-            context.run(advance, plan, perform, throw=Interrupted(error))
-            raise
-        yield _last(context.run(advance, plan, perform, send=flow.result()))
+    try:
+        with closing(flow.chunks):
+            try:
+                while chunk is not _END:
+                    yield flow.took(chunk)
+                    chunk = next(flow.chunks, _END)
+            except Exception as error:
+                context.run(advance, plan, perform, throw=Interrupted(error))
+                raise
+            last = _last(context.run(advance, plan, perform, send=flow.result()))
+        yield last
+    finally:
+        _left(flow, plan, perform, context)
+
+
+def _left(flow: _Flow, plan: Plan[Outcome], perform: Any, context: contextvars.Context) -> None:
+    """Record that the caller left; says nothing when the plan has ended."""
+    context.run(abandon, plan, perform.tell, flow.partial())
+
+
+def _watched_over(stream: T, *leaving: Any) -> T:
+    """Record a stream that is dropped unread, too: it runs no code of its own."""
+    weakref.finalize(stream, _left, *leaving).atexit = False
+    return stream
 
 
 def _last(done: Relay | Done[Outcome]) -> ChatResponse:
@@ -196,7 +221,9 @@ class AsyncSession:
                     answer = unshown(flow.gate, flow.gathered)
                     step = await aadvance(plan, perform, send=answer)
                     continue
-                return _alive(flow, chunk, plan, perform, contextvars.copy_context())
+                context = contextvars.copy_context()
+                live = _alive(flow, chunk, plan, perform, context)
+                return _watched_over(live, flow, plan, perform, context)
         finally:
             self._spans.close(sys.exception())
         return _areplay(step.value)
@@ -217,6 +244,8 @@ class AsyncSession:
             if flow.chunks is not None:
                 await flow.chunks.aclose()
             raise
+        if call.began is not None:
+            call.began()
         if chunk is not _END or not flow.watched:
             self._spans.live(call.index, call.tier.label, time.perf_counter() - begun)
         return chunk
@@ -229,7 +258,7 @@ async def _alive(
     perform: AsyncTierPerformer,
     context: contextvars.Context,
 ) -> AsyncIterator[ChatResponse]:
-    with closing(plan):
+    try:
         async with aclosing(flow.chunks):
             try:
                 while chunk is not _END:
@@ -238,7 +267,10 @@ async def _alive(
             except Exception as error:
                 await _within(context, aadvance(plan, perform, throw=Interrupted(error)))
                 raise
-            yield _last(await _within(context, aadvance(plan, perform, send=flow.result())))
+            last = _last(await _within(context, aadvance(plan, perform, send=flow.result())))
+        yield last
+    finally:
+        _left(flow, plan, perform, context)
 
 
 async def _within(context: contextvars.Context, coroutine: Any) -> Any:

@@ -154,6 +154,9 @@ class Spans:
             case events.Failed():
                 self._finish(event.trace)
                 self.close(event.error)
+            case events.Abandoned():
+                self._finish(event.trace)
+                self._left(event.trace)
 
     def _policy(self, tier: int) -> Policy | None:
         if len(self._cascade.units) == 1:
@@ -209,6 +212,12 @@ class Spans:
     def _finish(self, trace: Trace) -> None:
         if self._otel is not None:
             self._otel.set(trace_attributes(trace))
+
+    def _left(self, trace: Trace) -> None:
+        """End the attempt that a cancelled call left open, with what the record says of it."""
+        left = trace.attempts[-1] if trace.attempts else None
+        while self._open and left is not None:
+            self._exit(_attempt_result(left), left)
 
     def _enter(self, instance: Any, method: str, **inputs: Any) -> None:
         id_ = f"{type(instance).__name__}.{self._prefix}{method}-{uuid.uuid4()}"

@@ -2,13 +2,18 @@
 
 Upstream's wrapper leaves the inner generator to the garbage collector, and a handler that
 keeps its exception event keeps the generator alive: a local model would go on generating.
+It also calls a stream that is closed early a failure; here such a stream ends with what it had
+written and counted.
 """
 
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
-from contextlib import aclosing, closing
+from contextlib import aclosing, closing, suppress
 from typing import Any
+
+from cascadellm.answer import Usage
+from llamaindex_cascade.convert import field_of, usage_dict
 
 __all__ = ["atold", "told"]
 
@@ -35,13 +40,55 @@ def told(
     def endpoint(_llm: Any, _asked: Any, **_kwargs: Any) -> Any:
         return stream
 
+    state = _State()
+    source = stream if source is None else source
+    stream = _until_left(stream, state)
     outer = decorator()(endpoint)(llm, asked, **kwargs)
-    return _relay(outer, stream if source is None else source)
+    return _relay(outer, source, state)
 
 
-def _relay(outer: Any, source: Any) -> Generator[Any, None, None]:
+class _State:
+    """What is known of a stream when its reader leaves."""
+
+    def __init__(self) -> None:
+        self.left = False
+        self._read: int | None = None
+        self._written = 0
+
+    def take(self, chunk: Any) -> None:
+        """Count a chunk."""
+        piece = field_of(chunk.raw, "piece")
+        self._read = field_of(piece, "input_tokens") or self._read
+        self._written += len(field_of(piece, "tokens") or ())
+
+    def last(self, chunk: Any) -> Any:
+        """Return a chunk with the usage so far, as the end of the stream."""
+        if self._read is None or not self._written:
+            return chunk
+        usage = usage_dict(Usage(self._read, self._written))
+        return chunk.model_copy(update={"additional_kwargs": usage, "raw": {"usage": usage}})
+
+
+def _until_left(stream: Iterator[Any], state: _State) -> Iterator[Any]:
+    for chunk in stream:
+        state.take(chunk)
+        yield chunk
+        if state.left:
+            yield state.last(chunk)
+            return
+
+
+def _relay(outer: Any, source: Any, state: _State) -> Generator[Any, None, None]:
     with closing(source), closing(outer):
-        yield from outer
+        try:
+            for chunk in outer:  # noqa: UP028 - `yield from` would close it at once
+                yield chunk
+        except GeneratorExit:
+            state.left = True
+            with suppress(Exception):
+                for _ in outer:
+                    pass
+            raise
 
 
 async def atold(
@@ -57,11 +104,30 @@ async def atold(
     async def endpoint(_llm: Any, _asked: Any, **_kwargs: Any) -> Any:
         return stream
 
+    state = _State()
+    source = stream if source is None else source
+    stream = _auntil_left(stream, state)
     outer = await decorator()(endpoint)(llm, asked, **kwargs)
-    return _arelay(outer, stream if source is None else source)
+    return _arelay(outer, source, state)
 
 
-async def _arelay(outer: Any, source: Any) -> AsyncGenerator[Any, None]:
+async def _auntil_left(stream: AsyncIterator[Any], state: _State) -> AsyncIterator[Any]:
+    async for chunk in stream:
+        state.take(chunk)
+        yield chunk
+        if state.left:
+            yield state.last(chunk)
+            return
+
+
+async def _arelay(outer: Any, source: Any, state: _State) -> AsyncGenerator[Any, None]:
     async with aclosing(source), aclosing(outer):
-        async for chunk in outer:
-            yield chunk
+        try:
+            async for chunk in outer:
+                yield chunk
+        except GeneratorExit:
+            state.left = True
+            with suppress(Exception):
+                async for _ in outer:
+                    pass
+            raise

@@ -138,10 +138,15 @@ def _seconds(value: float | None) -> str:
     return f"{value * 1000:.3g} ms" if value < 1 else f"{value:.3g} s"
 
 
+def _ended(summary: Summary) -> str:
+    failed = f"{summary.failed} without an answer"
+    return f"{failed}, {summary.abandoned} abandoned" if summary.abandoned else failed
+
+
 def _headline(summary: Summary) -> Html:
-    answered = summary.calls - summary.failed
+    answered = sum(tier.answered for tier in summary.tiers)
     first = summary.tiers[0] if summary.tiers else None
-    items = [("Calls", f"{summary.calls:,}", f"{summary.failed} without an answer")]
+    items = [("Calls", f"{summary.calls:,}", _ended(summary))]
     if first is not None:
         items.append(
             (f"Answered by {first.name}", _percent(first.share), f"of {answered:,} answers")

@@ -25,7 +25,7 @@ from cascadellm.effects import (
     Start,
     Wait,
 )
-from cascadellm.ledger import Ledger
+from cascadellm.ledger import Ledger, Unit
 from cascadellm.perform import (
     AsyncLocalPerformer,
     AsyncPerformer,
@@ -343,12 +343,12 @@ def test_first_token_when_a_tier_streams() -> None:
     """The first token's time is kept once per attempt."""
     clock = FakeClock()
     ledger = Ledger(clock)
-    ledger.begin()
+    ledger.begin(Unit(0, Tier(FakeModel("x"))))
     clock.advance(2)
     ledger.first_token()
     clock.advance(3)
     ledger.first_token()
 
     assert 2 == ledger._first_token
-    ledger.begin()
+    ledger.begin(Unit(0, Tier(FakeModel("x"))))
     assert None is ledger._first_token
