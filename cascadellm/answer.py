@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cache
+from operator import attrgetter
 from typing import Any, Literal
 
 __all__ = [
@@ -316,21 +317,26 @@ class Trace:
         return trace_page(self, text)
 
 
+_AS_IS = frozenset({str, int, bool, type(None)})
+
+
 def _plain(value: Any, skip: tuple[str, ...] = ()) -> dict[str, Any]:
-    names = _names(type(value), skip)  # type: ignore[arg-type]
-    return {name: _json(getattr(value, name)) for name in names}
+    names, read = _reader(type(value), skip)  # type: ignore[arg-type]
+    pairs = zip(names, read(value), strict=True)
+    return {name: one if type(one) in _AS_IS else _json(one) for name, one in pairs}
 
 
 @cache
-def _names(cls: Any, skip: tuple[str, ...]) -> tuple[str, ...]:
-    return tuple(f.name for f in fields(cls) if f.name not in skip)
+def _reader(cls: Any, skip: tuple[str, ...]) -> tuple[tuple[str, ...], attrgetter[Any]]:
+    names = tuple(f.name for f in fields(cls) if f.name not in skip)
+    return names, attrgetter(*names)
 
 
 def _json(value: Any) -> Any:
     kind = type(value)
-    if value is None or kind is str or kind is int or kind is bool:
+    if kind in _AS_IS:
         return value
-    if isinstance(value, float):
+    if kind is float or isinstance(value, float):
         # JSON has no infinity or NaN; a checkpointer would fail on them
         return value if value - value == 0 else repr(value)
     if isinstance(value, (list, tuple)):

@@ -126,7 +126,12 @@ class Cascade:
         return self.boundaries[place].reads if place < len(self.boundaries) else frozenset()
 
     def plan(
-        self, request: Request, *, pin: str | None = None, admit: Admit | None = None
+        self,
+        request: Request,
+        *,
+        pin: str | None = None,
+        admit: Admit | None = None,
+        heard: bool = True,
     ) -> Plan[Outcome]:
         """Return the plan of one call.
 
@@ -134,9 +139,10 @@ class Cascade:
             request: What is asked.
             pin: Name of the only tier to ask.
             admit: Says which tiers cannot take the request; the last one is always asked.
+            heard: Whether anybody listens to events.
         """
         request = with_context(request)
-        ledger = Ledger(self.clock, self.deadline_s)
+        ledger = Ledger(self.clock, self.deadline_s, heard)
         units = self.units if pin is None else (self._pinned(pin),)
         try:
             unit, answer = yield from self._climb(request, units, ledger, admit)
@@ -149,7 +155,8 @@ class Cascade:
             yield Emit(Abandoned(request, gone.answer, trace, ledger.drafts))
             raise
         trace = ledger.close(unit, answer)
-        yield Emit(Accepted(request, answer, trace, ledger.drafts))
+        if heard:
+            yield Emit(Accepted(request, answer, trace, ledger.drafts))
         return Outcome(answer, trace)
 
     def _climb(
@@ -162,12 +169,13 @@ class Cascade:
                     return (yield from self._exhausted(ledger.too_late(), units, ledger))
                 unit, last = units[place], place == len(units) - 1
                 policy = None if last else self.boundaries[place]
-                if policy is not None:
+                if policy is not None and (admit or type(policy).before is not Policy.before):
                     route = yield from self._before(policy, unit, request, ledger, admit)
                     if route is not None:
                         place = yield from self._skip(route, units, place, ledger)
                         continue
-                yield Emit(TierStarted(unit.index, unit.tier.label))
+                if ledger.heard:
+                    yield Emit(TierStarted(unit.index, unit.tier.label))
                 ledger.begin(unit)
                 try:
                     said = yield from self._ask(units, place, request, ledger, ahead)
@@ -179,12 +187,14 @@ class Cascade:
                 answer = said.answer
                 ledger.hear(answer)
                 latency_s = ledger.attempt_s if said.latency_s is None else said.latency_s
-                yield Emit(TierAnswered(unit.index, unit.tier.label, answer, latency_s))
+                if ledger.heard:
+                    yield Emit(TierAnswered(unit.index, unit.tier.label, answer, latency_s))
                 if policy is None:
                     ledger.keep(unit, "accept", answer, None, latency_s)
                     return unit, (answer if said.shown else (yield Relay(answer)))
                 decision = yield from self._decide(policy, unit, request, said, ledger)
-                yield Emit(Decided(unit.index, unit.tier.label, decision, answer))
+                if ledger.heard:
+                    yield Emit(Decided(unit.index, unit.tier.label, decision, answer))
                 target = _target(decision, units, place)
                 if not decision.defer or target != place + 1:
                     ahead.call_off(ledger)
@@ -293,7 +303,9 @@ class Cascade:
         begun = self.clock()
         moment = self._moment(unit, request, said.answer, ledger)
         try:
-            decision = yield from ledger.metered(resolve(policy.after(moment), policy.name))
+            decision = policy.after(moment)
+            if type(decision) is not Decision:
+                decision = yield from ledger.metered(resolve(decision, policy.name))
         except CascadeError as error:
             # the answer is paid for, so it stands in the record of the failed call
             ledger.refuse(unit, said.answer, policy.name, error)
@@ -308,7 +320,8 @@ class Cascade:
             raise ConfigurationError(
                 f"policy {policy.name!r} must return a Decision or None, got {decision!r}"
             )
-        return replace(_binding(decision, said), latency_s=self.clock() - begun)
+        decision = _binding(decision, said)
+        return replace(decision, latency_s=self.clock() - begun) if ledger.heard else decision
 
     def _exhausted(
         self, error: Exception, units: tuple[Unit, ...], ledger: Ledger

@@ -35,10 +35,15 @@ class Unit:
 
 @dataclass(slots=True, eq=False)
 class Ledger:
-    """Mutable only while its call runs; nothing outlives or shares it."""
+    """Mutable only while its call runs; nothing outlives or shares it.
+
+    Attributes:
+        heard: Whether anybody listens to events; without it the usual ones are not built.
+    """
 
     clock: Callable[[], float] = time.perf_counter
     deadline_s: float | None = None
+    heard: bool = True
     attempts: list[Attempt] = field(default_factory=list)
     answers: list[Answer | None] = field(default_factory=list)
     started: float = 0.0

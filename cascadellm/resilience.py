@@ -168,7 +168,10 @@ def ask(call: Call, *, live: bool) -> Plan[Answer]:
 
     The only retry loop: sync and async drivers share it, and waiting is an effect.
     """
-    policy = retrying(call.tier.retry)
+    tier = call.tier
+    policy = retrying(tier.retry)
+    if policy is None and tier.breaker is None and tier.bulkhead is None:
+        return cast("Answer", (yield Relay(call) if live else call))
     if policy is None:
         return (yield from _once(call, live))
     own = policy.copy(reraise=True)
@@ -196,8 +199,6 @@ def _once(call: Call, live: bool) -> Plan[Answer]:
     """Ask once, inside the tier's bulkhead and breaker."""
     breaker, bulkhead = call.tier.breaker, call.tier.bulkhead
     effect = Relay(call) if live else call
-    if breaker is None and bulkhead is None:
-        return cast("Answer", (yield effect))
     if breaker is not None:
         breaker.enter(call.tier.label)
     ended = False

@@ -131,9 +131,9 @@ class CascadeCall:
             else kwargs,
         )
 
-    def plan(self) -> Plan[Any]:
-        """Return the plan of this call."""
-        return self.engine.cascade.plan(self.request, pin=self.pin)
+    def plan(self, *, heard: bool = True) -> Plan[Any]:
+        """Return the plan of this call; `heard` says whether anybody listens to its events."""
+        return self.engine.cascade.plan(self.request, pin=self.pin, heard=heard)
 
     def prepare(self, effect: Call) -> tuple[Any, Any, dict[str, Any], RunnableConfig]:
         """Return (runnable, messages, arguments, config) for a tier's call."""

@@ -23,7 +23,7 @@ from langchain_core.utils.uuid import uuid7
 
 from cascadellm.answer import Answer
 from cascadellm.cascade import Outcome
-from cascadellm.effects import Call, Effect, Emit
+from cascadellm.effects import Call, Plan
 from cascadellm.events import observed
 from langchain_cascade.calls import CascadeCall
 from langchain_cascade.convert import answer_of, as_message
@@ -81,15 +81,9 @@ def messages_of(asked: Any) -> list[BaseMessage] | None:
 class DirectPerformer(LangChainPerformer):
     """Asks tiers without a context or manager of their own."""
 
-    def __init__(self, context: CascadeCall) -> None:
-        super().__init__(context)
-        self.unheard = not observed(self.handlers)
-
-    def __call__(self, effect: Effect) -> Any:
-        """Perform one effect; events are dropped at once where no recorder listens."""
-        if self.unheard and type(effect) is Emit:
-            return None
-        return super().__call__(effect)
+    def plan(self) -> Plan[Outcome]:
+        """Return the call's plan; its events are not built where no recorder listens."""
+        return self.context.plan(heard=observed(self.handlers))
 
     def call(self, effect: Call) -> Answer:
         """Ask a tier."""
@@ -105,15 +99,9 @@ class DirectPerformer(LangChainPerformer):
 class AsyncDirectPerformer(AsyncLangChainPerformer):
     """Asks tiers without a context or manager of their own."""
 
-    def __init__(self, context: CascadeCall) -> None:
-        super().__init__(context)
-        self.unheard = not observed(self.handlers)
-
-    async def __call__(self, effect: Effect) -> Any:
-        """Perform one effect; events are dropped at once where no recorder listens."""
-        if self.unheard and type(effect) is Emit:
-            return None
-        return await super().__call__(effect)
+    def plan(self) -> Plan[Outcome]:
+        """Return the call's plan; its events are not built where no recorder listens."""
+        return self.context.plan(heard=observed(self.handlers))
 
     async def call(self, effect: Call) -> Answer:
         """Ask a tier."""

@@ -77,7 +77,8 @@ class CascadeFlow(BaseChatModel):
             messages = direct.messages_of(input)
             if messages is not None:
                 call = self._direct_call(engine, messages, stop, config, kwargs)
-                return direct.answered(drive(call.plan(), direct.DirectPerformer(call)), config)
+                perform = direct.DirectPerformer(call)
+                return direct.answered(drive(perform.plan(), perform), config)
         config = ensure_config(config)
         kwargs[BOX] = _box(kwargs, config)
         return super().invoke(input, config, stop=stop, **kwargs)
@@ -96,8 +97,8 @@ class CascadeFlow(BaseChatModel):
             messages = direct.messages_of(input)
             if messages is not None:
                 call = self._direct_call(engine, messages, stop, config, kwargs)
-                outcome = await adrive(call.plan(), direct.AsyncDirectPerformer(call))
-                return direct.answered(outcome, config)
+                perform = direct.AsyncDirectPerformer(call)
+                return direct.answered(await adrive(perform.plan(), perform), config)
         config = ensure_config(config)
         kwargs[BOX] = _box(kwargs, config)
         return await super().ainvoke(input, config, stop=stop, **kwargs)
