@@ -25,7 +25,6 @@ from cascadellm.answer import Answer
 from cascadellm.cascade import Outcome
 from cascadellm.effects import Call, Plan
 from cascadellm.events import observed
-from langchain_cascade.calls import CascadeCall
 from langchain_cascade.convert import answer_of, as_message
 from langchain_cascade.engine import Engine
 from langchain_cascade.local import LocalChatModel
