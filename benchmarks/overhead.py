@@ -94,6 +94,9 @@ class InstantIndex(CustomLLM):
 class Deaf(BaseCallbackHandler):
     """A handler that does nothing."""
 
+    def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
+        """Take the messages; without this, LangChain formats them as text for every run."""
+
 
 @dataclass(frozen=True, slots=True)
 class Way:

@@ -17,8 +17,7 @@ from langchain_core.messages import (
 )
 from langchain_core.prompt_values import PromptValue
 from langchain_core.runnables.config import var_child_runnable_config
-from langchain_core.tracers.context import _configure_hooks, _tracing_v2_is_enabled
-from langchain_core.utils.env import env_var_is_set
+from langchain_core.tracers.context import _tracing_v2_is_enabled
 from langchain_core.utils.uuid import uuid7
 
 from cascadellm.answer import Answer
@@ -28,6 +27,7 @@ from cascadellm.events import observed
 from langchain_cascade.convert import answer_of, as_message
 from langchain_cascade.engine import Engine
 from langchain_cascade.local import LocalChatModel
+from langchain_cascade.muting import hooked
 from langchain_cascade.performing import AsyncLangChainPerformer, LangChainPerformer
 from langchain_cascade.streams import final_message
 
@@ -48,20 +48,12 @@ def unseen(
     for one in (config, var_child_runnable_config.get()):
         if one is not None and (_heard(one.get("callbacks")) or one.get("configurable")):
             return False
-    return not (get_debug() or _tracing_v2_is_enabled() or _hooked())
+    return not (get_debug() or _tracing_v2_is_enabled() or hooked())
 
 
 def _heard(callbacks: Any) -> bool:
     handlers = callbacks if isinstance(callbacks, list) else getattr(callbacks, "handlers", ())
     return bool(handlers)
-
-
-def _hooked() -> bool:
-    """Return whether a context variable or the environment adds a handler to every run."""
-    return any(
-        variable.get() is not None or (name is not None and env_var_is_set(name))
-        for variable, _, _, name in _configure_hooks
-    )
 
 
 def messages_of(asked: Any) -> list[BaseMessage] | None:

@@ -13,8 +13,9 @@ from langchain_core.tracers._streaming import (
 )
 from langchain_core.tracers.base import AsyncBaseTracer, BaseTracer
 from langchain_core.tracers.context import _configure_hooks
+from langchain_core.utils.env import env_var_is_set
 
-__all__ = ["Muted", "muted"]
+__all__ = ["Muted", "hooked", "muted"]
 
 _HIDDEN = frozenset({"tap_output_iter", "tap_output_aiter"})
 _SILENT = frozenset({"on_llm_new_token", "on_stream_event"})
@@ -49,6 +50,14 @@ class Muted:
         return f"Muted({type(self.handler).__name__})"
 
 
+def hooked() -> bool:
+    """Return whether a context variable or the environment adds a handler to every run."""
+    return any(
+        variable.get() is not None or (name is not None and env_var_is_set(name))
+        for variable, _, _, name in _configure_hooks
+    )
+
+
 def _silent(*_: Any, **__: Any) -> None:
     return None
 
@@ -71,6 +80,7 @@ def _kept(handler: Any) -> bool:
         return True
     if any(variable.get() is handler for variable, *_ in _configure_hooks):
         return True
-    if isinstance(handler, (_StreamingCallbackHandler, _V2StreamingCallbackHandler)):
-        return False
-    return isinstance(handler, (BaseTracer, AsyncBaseTracer))
+    # the markers are protocols, which are slow to check, so few handlers should come so far
+    return isinstance(handler, (BaseTracer, AsyncBaseTracer)) and not isinstance(
+        handler, (_StreamingCallbackHandler, _V2StreamingCallbackHandler)
+    )

@@ -21,7 +21,7 @@ from cascadellm.policies import Policy
 from langchain_cascade.engine import Engine
 from langchain_cascade.guard import for_tiers
 from langchain_cascade.marks import Marks
-from langchain_cascade.muting import muted
+from langchain_cascade.muting import hooked, muted
 
 __all__ = ["DECISION", "Outer", "Tracing", "payload"]
 
@@ -105,8 +105,8 @@ class Tracing:
         self.outer = outer
         self.marks = Marks(engine, outer.handlers, outer.run_id)
         self._cost: float | None = None
-        # configured once more, so that handlers from context variables see decisions too
-        self.manager = type(manager).configure(manager)
+        # configured once more where handlers from context variables are to see decisions too
+        self.manager = type(manager).configure(manager) if hooked() else manager
         self.boundaries = boundaries
         self.decision: Any = None
         self._token: Token[Any] | None = None

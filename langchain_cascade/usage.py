@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from langchain_core.messages import AIMessage, AIMessageChunk
-from langchain_core.outputs import ChatGeneration, LLMResult
+from langchain_core.outputs import LLMResult
 
 from langchain_cascade.calls import Box
 
@@ -35,7 +35,7 @@ def _generation_with(generation: Any, usage: Any) -> Any:
     if usage is None:
         return generation
     copy = message.model_copy(update={"usage_metadata": usage})
-    return ChatGeneration(message=copy, generation_info=generation.generation_info)
+    return generation.model_copy(update={"message": copy})
 
 
 def recorded_usage(message: AIMessage) -> dict[str, Any] | None:

@@ -31,6 +31,7 @@ __all__ = [
     "answer_from",
     "chat_from_completion",
     "completion_from_chat",
+    "copied",
     "field_of",
     "finish_reason",
     "logprob_lists",
@@ -69,7 +70,8 @@ _COUNTS = (
 
 def field_of(value: Any, name: str) -> Any:
     """Return a mapping's item or an object's attribute, None when absent."""
-    if isinstance(value, Mapping):
+    # a plain dict is the usual case, and the check for mappings is slow
+    if type(value) is dict or isinstance(value, Mapping):
         return value.get(name)
     return getattr(value, name, None)
 
@@ -90,8 +92,20 @@ def own_message(message: ChatMessage) -> ChatMessage:
         for key, value in message.additional_kwargs.items()
         if key not in USAGE_KEYS and key != "cascade"
     }
-    blocks = [block.model_copy(deep=True) for block in message.blocks]
-    return ChatMessage(role=message.role, blocks=blocks, additional_kwargs=kept)
+    return ChatMessage(role=message.role, blocks=_blocks(message), additional_kwargs=kept)
+
+
+def copied(message: ChatMessage) -> ChatMessage:
+    """Return a deep copy of a message."""
+    if type(message) is not ChatMessage:
+        return message.model_copy(deep=True)
+    kept = copy.deepcopy(message.additional_kwargs) if message.additional_kwargs else {}
+    return message.model_copy(update={"blocks": _blocks(message), "additional_kwargs": kept})
+
+
+def _blocks(message: ChatMessage) -> list[Any]:
+    # a text block holds nothing that two copies could share
+    return [block.model_copy(deep=type(block) is not TextBlock) for block in message.blocks]
 
 
 def usage_from(response: ChatResponse) -> Usage | None:
@@ -103,6 +117,8 @@ def usage_from(response: ChatResponse) -> Usage | None:
         field_of(raw, "usage_metadata"),
         response.message.additional_kwargs,
     ):
+        if not place:
+            continue
         for given, made in _COUNTS:
             counts = field_of(place, given), field_of(place, made)
             if all(isinstance(count, int) for count in counts):

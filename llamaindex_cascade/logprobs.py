@@ -21,7 +21,10 @@ _TOP = 5
 
 
 def _field(value: Any, name: str) -> Any:
-    return value.get(name) if isinstance(value, Mapping) else getattr(value, name, None)
+    # once per field of every token: a plain dict is the usual case, the other check is slow
+    if type(value) is dict or isinstance(value, Mapping):
+        return value.get(name)
+    return getattr(value, name, None)
 
 
 def _chat_style(content: Iterable[Any]) -> list[TokenScore]:

@@ -22,7 +22,7 @@ from cascadellm.answer import Answer
 from cascadellm.errors import ConfigurationError
 from cascadellm.tier import LocalLike, Tier
 from llamaindex_cascade.chat_dicts import flatten_tools
-from llamaindex_cascade.convert import answer_from, chat_from_completion
+from llamaindex_cascade.convert import answer_from, chat_from_completion, copied
 from llamaindex_cascade.local import LocalLLM, local_model
 from llamaindex_cascade.logprobs import scoring_kwargs
 from llamaindex_cascade.objects import (
@@ -160,6 +160,9 @@ class CascadeTier:
         """Return the endpoint to call and its arguments, none of them shared with anyone."""
         metadata = self.llm.metadata
         merged = {**kwargs, **scoring_kwargs(self.llm, reads)}
+        plain = asked.output_cls is None and not (asked.tools or metadata.is_chat_model)
+        if plain and asked.prompt is not None and not self.llm.system_prompt:
+            return "complete", {"prompt": asked.prompt, "formatted": asked.formatted, **merged}
         messages = self.render(asked.messages)
         if asked.output_cls is not None:
             if route(self.llm) == "native":
@@ -174,8 +177,6 @@ class CascadeTier:
             return "chat", prepared
         if metadata.is_chat_model:
             return "chat", {"messages": messages, **merged}
-        if asked.prompt is not None and not self.llm.system_prompt:
-            return "complete", {"prompt": asked.prompt, "formatted": asked.formatted, **merged}
         to_prompt: Any = self.llm.messages_to_prompt
         return "complete", {"prompt": to_prompt(messages), "formatted": True, **merged}
 
@@ -186,7 +187,7 @@ class CascadeTier:
         provider expects, and a tier without tools reads earlier tool calls as text.
         """
         metadata = self.llm.metadata
-        own = [message.model_copy(deep=True) for message in messages]
+        own = [copied(message) for message in messages]
         if self.llm.system_prompt:
             first = ChatMessage(role=MessageRole.SYSTEM, content=self.llm.system_prompt)
             own = own if own[:1] == [first] else [first, *own]
