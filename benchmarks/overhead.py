@@ -27,75 +27,14 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from langchain_core.callbacks import BaseCallbackHandler
-from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import AIMessage, BaseMessage
-from langchain_core.outputs import ChatGeneration, ChatResult
-from langchain_core.runnables import RunnableBranch
 from langchain_core.tracers.run_collector import RunCollectorCallbackHandler
-from llama_index.core.base.llms.types import CompletionResponse, LLMMetadata
-from llama_index.core.llms import CustomLLM
+from overhead_models import Deaf, InstantIndex, runnables
 
-from langchain_cascade import CascadeLLM, Threshold, mean_logprob
+from langchain_cascade import Threshold, mean_logprob
 from llamaindex_cascade import CascadeLLM as IndexCascade
 
 RESULT = Path(__file__).parent / "results" / "overhead.json"
 WORDS = (10, 100, 1000, 4000)
-PARTS = ["The", " answer", " is", " 42", "."]
-
-
-class Instant(BaseChatModel):
-    """Answers at once, with token log-probabilities in OpenAI's shape."""
-
-    logprob: float = -0.01
-    # a price list that does not know the model would print a line per call
-    model_name: str = "gpt-4o-mini"
-
-    @property
-    def _llm_type(self) -> str:
-        return "instant"
-
-    def _generate(
-        self, messages: list[BaseMessage], stop: Any = None, run_manager: Any = None, **kwargs: Any
-    ) -> ChatResult:
-        content = [{"token": part, "logprob": self.logprob, "top_logprobs": []} for part in PARTS]
-        message = AIMessage(
-            content="".join(PARTS),
-            response_metadata={"finish_reason": "stop", "logprobs": {"content": content}},
-            usage_metadata={"input_tokens": 9, "output_tokens": 5, "total_tokens": 14},
-        )
-        return ChatResult(generations=[ChatGeneration(message=message)])
-
-    async def _agenerate(self, *args: Any, **kwargs: Any) -> ChatResult:
-        return self._generate(*args, **kwargs)
-
-
-class InstantIndex(CustomLLM):
-    """The same for LlamaIndex."""
-
-    logprob: float = -0.01
-
-    @property
-    def metadata(self) -> LLMMetadata:
-        """Nothing of note."""
-        return LLMMetadata(model_name="instant")
-
-    def complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> CompletionResponse:
-        """Answer."""
-        content = [{"token": part, "logprob": self.logprob, "top_logprobs": []} for part in PARTS]
-        raw = {"choices": [{"logprobs": {"content": content}, "finish_reason": "stop"}]}
-        return CompletionResponse(text="".join(PARTS), raw=raw)
-
-    def stream_complete(self, prompt: str, formatted: bool = False, **kwargs: Any) -> Any:
-        """Answer in one piece."""
-        yield self.complete(prompt)
-
-
-class Deaf(BaseCallbackHandler):
-    """A handler that does nothing."""
-
-    def on_chat_model_start(self, *args: Any, **kwargs: Any) -> None:
-        """Take the messages; without this, LangChain formats them as text for every run."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,55 +52,9 @@ class Way:
     calls: int = 1
 
 
-def cascades() -> tuple[CascadeLLM, CascadeLLM]:
-    """Return a cascade that accepts its draft, and one that escalates."""
-    policy = Threshold(mean_logprob, -0.05)
-    accepts = CascadeLLM(tiers=[Instant(name="small"), Instant(name="large")], policy=policy)
-    tiers = [Instant(name="small", logprob=-1.0), Instant(name="large")]
-    return accepts, CascadeLLM(tiers=tiers, policy=policy)
-
-
-def peer() -> dict[str, Any]:
-    """Return cascadeflow's cascade where it is installed: accepting, and escalating."""
-    try:
-        from cascadeflow.integrations.langchain import CascadeFlow
-    except ImportError:
-        return {}
-    options = {"enable_pre_router": False, "cost_tracking_provider": "cascadeflow"}
-    good, bad = Instant(name="small"), Instant(name="small", logprob=-5.0)
-    return {
-        "cascadeflow, accept": CascadeFlow(
-            drafter=good, verifier=Instant(), quality_threshold=0.1, **options
-        ),
-        "cascadeflow, escalate": CascadeFlow(
-            drafter=bad, verifier=Instant(), quality_threshold=0.999, **options
-        ),
-        "cascadeflow with its pre-router, accept": CascadeFlow(
-            drafter=good, verifier=Instant(), quality_threshold=0.1,
-            cost_tracking_provider="cascadeflow",
-        ),
-    }  # fmt: skip
-
-
-def models() -> dict[str, tuple[Any, int]]:
-    """Return the Runnables that are compared, with the number of models that each calls."""
-    inner, accepts = Instant(), cascades()
-    branch = RunnableBranch((lambda text: len(str(text)) < 0, Instant()), inner)
-    found: dict[str, tuple[Any, int]] = {
-        "inner": (inner, 1),
-        "with_fallbacks": (inner.with_fallbacks([Instant()]), 1),
-        "RunnableBranch": (branch, 1),
-        "CascadeLLM, accept": (accepts[0], 1),
-        "CascadeLLM, escalate": (accepts[1], 2),
-    }
-    for name, model in peer().items():
-        found[name] = (model, 2 if "escalate" in name else 1)
-    return found
-
-
 def ways(prompt: str) -> dict[str, dict[str, Way]]:
     """Return the ways to call, by group; each group has its own inner call."""
-    runnables = models()
+    models = runnables()
     seen: dict[str, dict[str, Any]] = {
         "no handler": {},
         "one handler": {"callbacks": [Deaf()]},
@@ -171,7 +64,7 @@ def ways(prompt: str) -> dict[str, dict[str, Way]]:
     for title, config in seen.items():
         groups[title] = {
             name: Way(_invoking(model, prompt, config), "inner", calls)
-            for name, (model, calls) in runnables.items()
+            for name, (model, calls) in models.items()
         }
     policy = Threshold(mean_logprob, -0.05)
     index, small = InstantIndex(), [InstantIndex(), InstantIndex(logprob=-1.0)]
@@ -253,7 +146,7 @@ def by_length(rounds: int, calls: int) -> dict[str, dict[str, float]]:
         prompt = " ".join(["word"] * words)
         chosen = {
             name: Way(_invoking(model, prompt, {}), "inner", count)
-            for name, (model, count) in models().items()
+            for name, (model, count) in runnables().items()
             if name == "inner" or "accept" in name
         }
         slow = words >= 1000 and any("pre-router" in name for name in chosen)
@@ -349,22 +242,58 @@ def main() -> None:
         seconds = timed(group, rounds, calls)
         result[title] = over(seconds, {name: way.calls for name, way in group.items()})
         _show(title, result[title])
-    runnables = models()
-    seconds = asyncio.run(timed_async(runnables, prompt, rounds, calls))
-    result["ainvoke, no handler"] = over(seconds, {n: count for n, (_, count) in runnables.items()})
+    models = runnables()
+    seconds = asyncio.run(timed_async(models, prompt, rounds, calls))
+    result["ainvoke, no handler"] = over(seconds, {n: count for n, (_, count) in models.items()})
     _show("ainvoke, no handler", result["ainvoke, no handler"])
     result["by prompt length"] = by_length(rounds, calls)
     print(json.dumps(result["by prompt length"], indent=1))
     long = " ".join(["word"] * WORDS[-1])
     result["event loop held, ms, 4000 words"] = {
         name: asyncio.run(stall(model, long, 3 if options.quick else 9))
-        for name, (model, _) in runnables.items()
+        for name, (model, _) in models.items()
     }
     print(result["event loop held, ms, 4000 words"])
     result["imports"] = imports()
     print(result["imports"])
     if not options.quick:
         options.out.write_text(json.dumps(result, indent=1) + "\n")
+        options.out.with_suffix(".md").write_text(page(result))
+
+
+def page(result: dict[str, Any]) -> str:
+    """Return the result as a page of tables."""
+    lines = [
+        "# What a call costs beside the model",
+        "",
+        "Microseconds over the inner model's own call, median of 60 rounds (quartiles), models",
+        "that answer at once from memory. `python benchmarks/overhead.py` writes this page.",
+        "",
+    ]
+    told = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
+    lines += [f"Machine: {told}.", ""]
+    for title, group in result.items():
+        if not isinstance(group, dict) or "over_inner_us" not in (group.get("inner") or {}):
+            continue
+        lines += [f"## {title}", "", "| call | over inner, us | quartiles |", "|---|---|---|"]
+        for name, row in group.items():
+            low, high = row["quartiles"]
+            lines.append(f"| {name} | {row['over_inner_us']:+.0f} | {low:+.0f} to {high:+.0f} |")
+        lines.append("")
+    lengths = result["by prompt length"]
+    names = [name for name in next(iter(lengths.values())) if name != "inner"]
+    lines += ["## Accepted draft, by prompt length (us)", "", f"| call | {' | '.join(lengths)} |"]
+    lines.append("|---" * (len(lengths) + 1) + "|")
+    for name in names:
+        lines.append(f"| {name} | {' | '.join(f'{row[name]:+.0f}' for row in lengths.values())} |")
+    stalls = result["event loop held, ms, 4000 words"]
+    lines += ["", "## Event loop held by one call with 4,000 words (ms)", "", "| call | ms |"]
+    lines += ["|---|---|", *(f"| {name} | {ms:.2f} |" for name, ms in stalls.items())]
+    lines += ["", "## Imports, a fresh process each", "", "| module | s | MiB |", "|---|---|---|"]
+    lines += [
+        f"| {n} | {row['s']:.2f} | {row['MiB']:.0f} |" for n, row in result["imports"].items()
+    ]
+    return "\n".join(lines) + "\n"
 
 
 def _show(title: str, figures: dict[str, Any]) -> None:
