@@ -273,7 +273,7 @@ def page(result: dict[str, Any]) -> str:
     told = ", ".join(f"{name} {value}" for name, value in result["machine"].items())
     lines += [f"Machine: {told}.", ""]
     for title, group in result.items():
-        if not isinstance(group, dict) or "over_inner_us" not in (group.get("inner") or {}):
+        if not isinstance(group, dict) or not isinstance(group.get("inner"), dict):
             continue
         lines += [f"## {title}", "", "| call | over inner, us | quartiles |", "|---|---|---|"]
         for name, row in group.items():

@@ -131,7 +131,7 @@ class Cascade:
         *,
         pin: str | None = None,
         admit: Admit | None = None,
-        heard: bool = True,
+        observed: bool = True,
     ) -> Plan[Outcome]:
         """Return the plan of one call.
 
@@ -139,10 +139,10 @@ class Cascade:
             request: What is asked.
             pin: Name of the only tier to ask.
             admit: Says which tiers cannot take the request; the last one is always asked.
-            heard: Whether anybody listens to events.
+            observed: Whether anybody listens to events.
         """
         request = with_context(request)
-        ledger = Ledger(self.clock, self.deadline_s, heard)
+        ledger = Ledger(self.clock, self.deadline_s, observed)
         units = self.units if pin is None else (self._pinned(pin),)
         try:
             unit, answer = yield from self._climb(request, units, ledger, admit)
@@ -155,7 +155,7 @@ class Cascade:
             yield Emit(Abandoned(request, gone.answer, trace, ledger.drafts))
             raise
         trace = ledger.close(unit, answer)
-        if heard:
+        if observed:
             yield Emit(Accepted(request, answer, trace, ledger.drafts))
         return Outcome(answer, trace)
 
@@ -174,7 +174,7 @@ class Cascade:
                     if route is not None:
                         place = yield from self._skip(route, units, place, ledger)
                         continue
-                if ledger.heard:
+                if ledger.observed:
                     yield Emit(TierStarted(unit.index, unit.tier.label))
                 ledger.begin(unit)
                 try:
@@ -187,13 +187,13 @@ class Cascade:
                 answer = said.answer
                 ledger.hear(answer)
                 latency_s = ledger.attempt_s if said.latency_s is None else said.latency_s
-                if ledger.heard:
+                if ledger.observed:
                     yield Emit(TierAnswered(unit.index, unit.tier.label, answer, latency_s))
                 if policy is None:
                     ledger.keep(unit, "accept", answer, None, latency_s)
                     return unit, (answer if said.shown else (yield Relay(answer)))
                 decision = yield from self._decide(policy, unit, request, said, ledger)
-                if ledger.heard:
+                if ledger.observed:
                     yield Emit(Decided(unit.index, unit.tier.label, decision, answer))
                 target = _target(decision, units, place)
                 if not decision.defer or target != place + 1:
@@ -321,7 +321,7 @@ class Cascade:
                 f"policy {policy.name!r} must return a Decision or None, got {decision!r}"
             )
         decision = _binding(decision, said)
-        return replace(decision, latency_s=self.clock() - begun) if ledger.heard else decision
+        return replace(decision, latency_s=self.clock() - begun) if ledger.observed else decision
 
     def _exhausted(
         self, error: Exception, units: tuple[Unit, ...], ledger: Ledger

@@ -38,12 +38,12 @@ class Ledger:
     """Mutable only while its call runs; nothing outlives or shares it.
 
     Attributes:
-        heard: Whether anybody listens to events; without it the usual ones are not built.
+        observed: Whether anybody listens to events; without it the usual ones are not built.
     """
 
     clock: Callable[[], float] = time.perf_counter
     deadline_s: float | None = None
-    heard: bool = True
+    observed: bool = True
     attempts: list[Attempt] = field(default_factory=list)
     answers: list[Answer | None] = field(default_factory=list)
     started: float = 0.0

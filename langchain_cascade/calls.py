@@ -131,9 +131,9 @@ class CascadeCall:
             else kwargs,
         )
 
-    def plan(self, *, heard: bool = True) -> Plan[Any]:
-        """Return the plan of this call; `heard` says whether anybody listens to its events."""
-        return self.engine.cascade.plan(self.request, pin=self.pin, heard=heard)
+    def plan(self, *, observed: bool = True) -> Plan[Any]:
+        """Return the plan of this call; `observed` says whether anybody listens to its events."""
+        return self.engine.cascade.plan(self.request, pin=self.pin, observed=observed)
 
     def prepare(self, effect: Call) -> tuple[Any, Any, dict[str, Any], RunnableConfig]:
         """Return (runnable, messages, arguments, config) for a tier's call."""

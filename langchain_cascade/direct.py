@@ -74,7 +74,7 @@ class DirectPerformer(LangChainPerformer):
 
     def plan(self) -> Plan[Outcome]:
         """Return the call's plan; its events are not built where no recorder listens."""
-        return self.context.plan(heard=observed(self.handlers))
+        return self.context.plan(observed=observed(self.handlers))
 
     def call(self, effect: Call) -> Answer:
         """Ask a tier."""
@@ -92,7 +92,7 @@ class AsyncDirectPerformer(AsyncLangChainPerformer):
 
     def plan(self) -> Plan[Outcome]:
         """Return the call's plan; its events are not built where no recorder listens."""
-        return self.context.plan(heard=observed(self.handlers))
+        return self.context.plan(observed=observed(self.handlers))
 
     async def call(self, effect: Call) -> Answer:
         """Ask a tier."""
