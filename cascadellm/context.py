@@ -11,7 +11,7 @@ from typing import Any
 
 from cascadellm.answer import Request
 
-__all__ = ["CallContext", "call_context", "with_context"]
+__all__ = ["CallContext", "call_context", "text_of_document", "with_context"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +45,7 @@ def call_context(
         metadata: Your own keys, e.g. `{"user": "u1"}` for budgets.
     """
     outer = _AROUND.get()
-    texts = tuple(_text(document) for document in documents)
+    texts = tuple(text_of_document(document) for document in documents)
     inner = CallContext(
         (*outer.documents, *texts), MappingProxyType({**outer.metadata, **(metadata or {})})
     )
@@ -68,7 +68,8 @@ def with_context(request: Request) -> Request:
     )
 
 
-def _text(document: Any) -> str:
+def text_of_document(document: Any) -> str:
+    """Return the text of a passage: a string, a LangChain document or a LlamaIndex node."""
     if isinstance(document, str):
         return document
     content = getattr(document, "page_content", None)

@@ -95,6 +95,7 @@ try:
     from langchain_cascade.chat_model import CascadeLLM
     from langchain_cascade.handler import CascadeCallbackHandler
     from langchain_cascade.local import LocalChatModel
+    from langchain_cascade.retrieved import RetrievedDocuments
 except ModuleNotFoundError as error:
     if error.name != "langchain_core":
         raise
@@ -154,6 +155,7 @@ __all__ = [
     "Price",
     "Record",
     "Recorder",
+    "RetrievedDocuments",
     "Route",
     "Score",
     "ScoreUnavailableError",

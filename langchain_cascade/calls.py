@@ -24,6 +24,7 @@ from cascadellm.events import Handler
 from langchain_cascade.convert import buffer_text, openai_tools, response_schema, tool_required
 from langchain_cascade.engine import Engine
 from langchain_cascade.handler import listeners
+from langchain_cascade.retrieved import documents_of
 from langchain_cascade.tier import BoundTools, bind_tools, with_arguments
 from langchain_cascade.tracing import Outer, Tracing
 
@@ -125,6 +126,7 @@ class CascadeCall:
             tools=openai_tools(self.tools),
             tool_required=bool(self.tools) and tool_required(self.options["tool_choice"]),
             response_schema=response_schema({**kwargs, "tools": self.tools}, self.box.structured),
+            documents=documents_of(self.box.outer),
             metadata={**self.box.metadata, **self.box.configurable},
             kwargs={key: value for key, value in kwargs.items() if key != "response_format"}
             if self.bound is not None

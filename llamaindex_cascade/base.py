@@ -19,7 +19,7 @@ from cascadellm.errors import ConfigurationError
 from cascadellm.policies.base import PolicyLike
 from llamaindex_cascade.logprobs import can_score
 from llamaindex_cascade.metadata import cascade_metadata, refuses
-from llamaindex_cascade.request import Prompted, request_of
+from llamaindex_cascade.request import Prompted, passages, request_of
 from llamaindex_cascade.tier import TierBook
 from llamaindex_cascade.tools import Asked
 from llamaindex_cascade.usable import with_parser
@@ -41,7 +41,6 @@ class CascadeBase(FunctionCallingLLM):
 
     _cascade: Cascade = PrivateAttr()
     _book: TierBook = PrivateAttr()
-    _shared: CallbackManager | None = PrivateAttr(default=None)
 
     def __init__(
         self,
@@ -95,17 +94,17 @@ class CascadeBase(FunctionCallingLLM):
             self._share_callbacks(value)
 
     def _share_callbacks(self, manager: CallbackManager) -> None:
-        """Hand a callback manager to the tiers that have no handlers of their own.
+        """Hand a callback manager to the tiers and judges that have no handlers of their own.
 
         LlamaIndex assigns managers after construction and counts tokens through them.
         """
         private = self.__pydantic_private__ or {}
-        if private.get("_book") is None or not manager.handlers:
+        book = private.get("_book")
+        if book is None or not manager.handlers:
             return
+        book.share(manager)
         for llm in self._llms():
-            if not llm.callback_manager.handlers or llm.callback_manager is self._shared:
-                llm.callback_manager = manager
-        self._shared = manager
+            book.tell(llm)
 
     def _llms(self) -> list[LLM]:
         return [self._book.llm(tier.model) for tier in self._cascade.tiers]
@@ -177,7 +176,8 @@ class CascadeBase(FunctionCallingLLM):
 
     def _get_messages(self, prompt: BasePromptTemplate, **prompt_args: Any) -> list[ChatMessage]:
         messages = super()._get_messages(prompt, **prompt_args)
-        return Prompted(messages, prompt.output_parser or self.output_parser)
+        parser = prompt.output_parser or self.output_parser
+        return Prompted(messages, parser, passages(prompt, prompt_args))
 
 
 def _check(name: str, value: Any, allowed: tuple[str, ...]) -> None:

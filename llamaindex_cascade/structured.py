@@ -21,7 +21,7 @@ from llama_index_instrumentation import get_dispatcher
 
 from llamaindex_cascade.base import CascadeBase
 from llamaindex_cascade.observe import Observed
-from llamaindex_cascade.request import public
+from llamaindex_cascade.request import passages, public
 from llamaindex_cascade.session import AsyncSession, Session
 from llamaindex_cascade.spans import listened
 from llamaindex_cascade.tools import Asked
@@ -106,7 +106,12 @@ class StructuredCascade(CascadeBase):
             )
         messages = self._extend_messages(prompt.format_messages(llm=self, **prompt_args))
         parser = PydanticOutputParser(output_cls=output_cls)
-        asked = Asked(tuple(messages), output_parser=parser, output_cls=output_cls)
+        asked = Asked(
+            tuple(messages),
+            output_parser=parser,
+            output_cls=output_cls,
+            documents=passages(prompt, prompt_args),
+        )
         return asked, {k: v for k, v in (llm_kwargs or {}).items() if k != "tool_choice"}
 
     def _grown(self, chunk: ChatResponse, asked: Asked, before: Any) -> Any:

@@ -14,6 +14,7 @@ from llama_index.core.base.llms.types import (
     CompletionResponse,
     MessageRole,
 )
+from llama_index.core.callbacks import CallbackManager
 from llama_index.core.llms.custom import CustomLLM
 from llama_index.core.llms.function_calling import FunctionCallingLLM
 from llama_index.core.llms.llm import LLM
@@ -68,6 +69,19 @@ class TierBook:
 
     def __init__(self) -> None:
         self._llms: dict[int, LLM] = {}
+        self._managers: list[CallbackManager] = []
+
+    def share(self, manager: CallbackManager) -> None:
+        """Take over a callback manager, in place of those shared before."""
+        self._managers = [*self._managers[-1:], manager]
+
+    def tell(self, llm: LLM) -> None:
+        """Give the shared callback manager to an LLM that has no handlers of its own."""
+        if not self._managers:
+            return
+        mine = any(llm.callback_manager is manager for manager in self._managers)
+        if mine or not llm.callback_manager.handlers:
+            llm.callback_manager = self._managers[-1]
 
     def enter(self, value: Any) -> Tier:
         """Return the engine's tier for what a user gave, and remember its LLM.
@@ -94,7 +108,11 @@ class TierBook:
 
     def of(self, index: int, tier: Tier) -> CascadeTier:
         """Return a tier as the cascade asks it."""
-        return CascadeTier(index, tier, self.llm(tier.model))
+        llm = self.llm(tier.model)
+        if index < 0:
+            # a judge comes by with its policy and is not among the tiers
+            self.tell(llm)
+        return CascadeTier(index, tier, llm)
 
 
 class CascadeTier:

@@ -45,6 +45,7 @@ class Asked:
         options: Tool options: `tool_required`, `tool_choice`, `allow_parallel_tool_calls`.
         output_parser: Reads the answer after the call, else None.
         output_cls: Class that a structured prediction must yield, else None.
+        documents: Passages that the prompt holds, for policies that read them.
     """
 
     messages: tuple[ChatMessage, ...]
@@ -54,6 +55,7 @@ class Asked:
     options: Mapping[str, Any] = field(default_factory=dict)
     output_parser: Any = None
     output_cls: type[BaseModel] | None = None
+    documents: tuple[str, ...] = ()
 
 
 def chat_arguments(
