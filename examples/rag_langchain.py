@@ -7,7 +7,14 @@ from langchain_core.vectorstores import InMemoryVectorStore
 
 from cascadellm.demo import load, questions
 from cascadellm.demo.langchain import WordCountEmbeddings
-from langchain_cascade import CascadeLLM, Grounded, Threshold, mean_logprob, record_cascade
+from langchain_cascade import (
+    CascadeLLM,
+    Grounded,
+    RetrievedDocuments,
+    Threshold,
+    mean_logprob,
+    record_cascade,
+)
 
 items = questions(4, seed=3, skill="one_fact")
 facts = sorted({fact for item in items for fact in item.facts})
@@ -22,6 +29,7 @@ prompt = ChatPromptTemplate.from_template(
 )
 context = retriever | (lambda found: "\n".join(document.page_content for document in found))
 chain = {"context": context, "question": RunnablePassthrough()} | prompt | llm | StrOutputParser()
+chain = chain.with_config(callbacks=[RetrievedDocuments()])  # Grounded sees what was retrieved
 
 with record_cascade() as recorder:
     for item in items:
