@@ -13,6 +13,7 @@ import logging
 from typing import Any
 
 from llama_index.core.instrumentation.events.exception import ExceptionEvent
+from llama_index.core.instrumentation.events.llm import LLMStructuredPredictInProgressEvent
 
 from cascadellm.errors import MissingDependencyError
 from llamaindex_cascade import events
@@ -55,6 +56,7 @@ def instrument_openinference() -> bool:
         register = _handler._Span.__dict__["_process_event"].register  # noqa: SLF001
         for kind in _NAMES:
             register(kind, _process)
+        register(LLMStructuredPredictInProgressEvent, _pass)
         register(ExceptionEvent, _process_exception)
     except Exception:
         _log.warning(
@@ -64,6 +66,10 @@ def instrument_openinference() -> bool:
         )
         return False
     return True
+
+
+def _pass(span: Any, event: Any) -> None:
+    """Take a growing object in silence; the finished one is the span's output."""
 
 
 def _process(span: Any, event: Any) -> None:

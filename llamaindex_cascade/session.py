@@ -21,7 +21,7 @@ from cascadellm import Cascade, Outcome
 from cascadellm.answer import Answer
 from cascadellm.effects import Call, Interrupted, Plan, Relay, Shown
 from cascadellm.events import Handler
-from cascadellm.perform import Done, aadvance, abandon, adrive, advance, drive
+from cascadellm.perform import Done, aabandon, aadvance, abandon, adrive, advance, drive
 from cascadellm.resilience import with_timeout
 from cascadellm.watching import Gate
 from llamaindex_cascade.gather import Gathered, partial, replay, shown
@@ -224,6 +224,9 @@ class AsyncSession:
                 context = contextvars.copy_context()
                 live = _alive(flow, chunk, plan, perform, context)
                 return _watched_over(live, flow, plan, perform, context)
+        except asyncio.CancelledError:
+            await aabandon(plan, perform)
+            raise
         finally:
             self._spans.close(sys.exception())
         return _areplay(step.value)

@@ -154,7 +154,7 @@ def test_a_selector_that_nobody_can_serve_raises_once(asynchronous: bool) -> Non
 @pytest.mark.parametrize("streaming", [True, False])
 @pytest.mark.parametrize("slow", ["small", "large"])
 def test_a_cancelled_agent_step_leaves_nothing_behind(slow: str, streaming: bool) -> None:
-    """No record claims an answer, memory holds no draft, no task runs on, the next run works."""
+    """The call is recorded as left, memory holds no draft, no task runs on, the next run works."""
     delays = {"small": 0.0, "large": 0.0, slow: 0.4}
     small = FakeModel(DRAFT, name="small", logprob=-2.0, delay_s=delays["small"])
     large = FakeModel(ANSWER, name="large", delay_s=delays["large"])
@@ -183,7 +183,8 @@ def test_a_cancelled_agent_step_leaves_nothing_behind(slow: str, streaming: bool
 
     with Watch(llm) as watch:
         kept = run(interrupted())
-    assert not [r for r in watch.records if r.trace.answered_by]
+    assert [True] == [record.trace.abandoned for record in watch.records]
+    assert ANSWER not in [record.output for record in watch.records]
     assert not [text for text in [*shown, *strings(kept)] if "zonk" in text]
     asked = len(small.calls) + len(large.calls)
     time.sleep(0.05)
@@ -241,7 +242,7 @@ def abandon_object(llm: CascadeLLM) -> list[str]:
 
 @pytest.mark.parametrize("abandon", [abandon_query, abandon_aquery, abandon_chat, abandon_object])
 def test_an_abandoned_stream_stops_its_tier(abandon: Any) -> None:
-    """The tier's stream is closed, nobody is recorded as having answered, the next call works."""
+    """The tier is closed, the record says how far it came and at what cost, the next call works."""
     llm, _, large = doubted()
     with Watch(llm) as watch:
         read = abandon(llm)
@@ -249,6 +250,14 @@ def test_an_abandoned_stream_stops_its_tier(abandon: Any) -> None:
         while not large.closed and time.monotonic() < started + 5:
             time.sleep(0.01)
     assert 1 == large.closed
-    assert ANSWER.startswith("".join(read))
-    assert not [r for r in watch.records if r.trace.answered_by]
+    text = "".join(read)
+    assert ANSWER.startswith(text)
+    (record,) = watch.records
+    assert record.trace.abandoned
+    assert ["escalate", "stopped"] == [attempt.action for attempt in record.trace.attempts]
+    assert ANSWER.startswith(record.output)
+    assert ANSWER != record.output
+    # upstream's query span ends with its stream only
+    lost = "spans without their parent"
+    assert [] == [one for one in problems(watch, Seen(text, read)) if not one.startswith(lost)]
     next_call_works(llm)
