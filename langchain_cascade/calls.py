@@ -24,6 +24,7 @@ from cascadellm.events import Handler
 from langchain_cascade.convert import buffer_text, openai_tools, response_schema, tool_required
 from langchain_cascade.engine import Engine
 from langchain_cascade.handler import listeners
+from langchain_cascade.local import LocalChatModel
 from langchain_cascade.retrieved import documents_of
 from langchain_cascade.tier import BoundTools, bind_tools, with_arguments
 from langchain_cascade.tracing import Outer, Tracing
@@ -151,6 +152,8 @@ class CascadeCall:
             **self.engine.logprob_arguments(tier, effect.reads),
             **effect.kwargs,
         }
+        if "response_format" in arguments and isinstance(tier.model, LocalChatModel):
+            arguments.setdefault("constrain", "may")
         runnable, given = with_arguments(self._runnable(effect), arguments)
         return runnable, given
 

@@ -10,12 +10,13 @@ from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.runnables import Runnable
-from pydantic import ConfigDict, Field, PrivateAttr, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
 
 from langchain_cascade import identity
 from langchain_cascade.calls import BOUND
 from langchain_cascade.engine import Engine
 from langchain_cascade.flow import CascadeFlow
+from langchain_cascade.structured import structured_output
 
 __all__ = ["CascadeLLM"]
 
@@ -162,6 +163,29 @@ class CascadeLLM(CascadeFlow):
         if tool_choice is not None:
             shown["tool_choice"] = tool_choice
         return self.bind(tools=bound.tools, **{BOUND: bound}, **shown, **pin)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        include_raw: bool = False,
+        method: str | None = None,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
+        """Return a cascade that answers with objects of a schema.
+
+        `function_calling`, the default, shows the schema to every tier as a tool. With
+        `json_schema` and `json_mode` each tier gets `response_format` in OpenAI's form. Local
+        tiers are constrained to the schema where xgrammar is installed; `Valid()` defers what
+        does not satisfy it.
+
+        Raises:
+            ConfigurationError: The method is unknown, or a tier cannot bind tools.
+        """
+        return structured_output(
+            self, schema, method=method, include_raw=include_raw, strict=strict, rest=kwargs
+        )
 
     def to_config(self) -> dict[str, Any]:
         """Return plain data for `from_config`: policies, names, prices; no models, no keys."""

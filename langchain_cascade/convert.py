@@ -254,6 +254,8 @@ def response_schema(kwargs: Mapping[str, Any], structured: Any = None) -> dict[s
     """
     response_format = kwargs.get("response_format")
     if isinstance(response_format, Mapping):
+        if response_format.get("type") == "json_object":
+            return {"type": "object"}
         inner = response_format.get("json_schema")
         schema = inner.get("schema") if isinstance(inner, Mapping) else None
         return dict(schema) if isinstance(schema, Mapping) else None

@@ -3,42 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 from langchain_core.callbacks import AsyncCallbackManagerForLLMRun, CallbackManagerForLLMRun
 from langchain_core.language_models import LanguageModelInput
 from langchain_core.language_models.base import LangSmithParams
 from langchain_core.language_models.chat_models import BaseChatModel
-from langchain_core.messages import AIMessage, AIMessageChunk, BaseMessage
-from langchain_core.messages.ai import UsageMetadata
+from langchain_core.messages import AIMessage, BaseMessage
 from langchain_core.messages.utils import count_tokens_approximately
 from langchain_core.outputs import ChatGeneration, ChatGenerationChunk, ChatResult
 from langchain_core.runnables import Runnable
-from pydantic import ConfigDict, Field, SecretStr
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
 
-from cascadellm.answer import Answer, Piece, TokenScore, Usage
 from cascadellm.errors import ConfigurationError
 from cascadellm.tier import LocalLike
 from langchain_cascade.convert import chat_dicts, local_message, openai_tools
-from langchain_cascade.logprobs import openai_shape
+from langchain_cascade.local_arguments import SETTINGS, apart, call_arguments
+from langchain_cascade.local_chunks import Chunks
+from langchain_cascade.structured import structured_output
 
 __all__ = ["LocalChatModel"]
-
-# provider settings that agents and chains send along and that mean nothing to a local model
-_IGNORED = frozenset(
-    {
-        "logprobs",
-        "parallel_tool_calls",
-        "response_format",
-        "strict",
-        "stream",
-        "stream_options",
-        "stream_usage",
-        "tool_choice",
-    }
-)
-_SETTINGS = ("temperature", "top_k", "top_p", "repetition_penalty", "seed", "max_new_tokens")
 
 
 class LocalChatModel(BaseChatModel):
@@ -52,6 +36,9 @@ class LocalChatModel(BaseChatModel):
         model: A `LocalModel`, a `SpeculativePair`, a fake model, or a path or hub name, which
             is loaded at once.
         model_kwargs: Arguments of `LocalModel` where `model` is a path.
+        strict: Whether tool calls and structured answers are made to fit their schemas: True
+            demands it (the extra `structured`), False leaves them free, None constrains where
+            that is possible. A call may say otherwise.
         timeout: Accepted and of no effect, as are `max_retries` and `api_key`.
 
     Raises:
@@ -69,6 +56,7 @@ class LocalChatModel(BaseChatModel):
     seed: int | None = None
     max_new_tokens: int | None = Field(default=None, alias="max_tokens")
     stop: list[str] | str | None = None
+    strict: bool | None = None
     logprobs: bool = True
     top_logprobs: int | None = None
     timeout: float | None = Field(default=None, exclude=True)
@@ -103,7 +91,8 @@ class LocalChatModel(BaseChatModel):
 
     @property
     def _identifying_params(self) -> dict[str, Any]:
-        return {"model_name": self.model_name, **self._settings({})}
+        own = {**self._settings(), "strict": self.strict}
+        return {"model_name": self.model_name, **{k: v for k, v in own.items() if v is not None}}
 
     def _get_ls_params(self, stop: list[str] | None = None, **kwargs: Any) -> LangSmithParams:
         params = LangSmithParams(
@@ -129,23 +118,13 @@ class LocalChatModel(BaseChatModel):
             "structured_output": False,
         }
 
-    def _settings(self, call: Mapping[str, Any]) -> dict[str, Any]:
-        own = {name: getattr(self, name) for name in (*_SETTINGS, "top_logprobs")}
-        return {k: v for k, v in {**own, **call}.items() if v is not None}
+    def _settings(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in (*SETTINGS, "top_logprobs")}
 
     def _arguments(self, stop: list[str] | None, kwargs: Mapping[str, Any]) -> dict[str, Any]:
         """Return the keyword arguments of the local model's call."""
-        call = {k: v for k, v in kwargs.items() if k not in _IGNORED and k != "tools"}
-        if "max_tokens" in call:
-            call["max_new_tokens"] = call.pop("max_tokens")
-        arguments = self._settings(call)
         ending = stop if stop is not None else self.stop
-        if ending:
-            arguments["stop"] = [ending] if isinstance(ending, str) else list(ending)
-        tools = _chosen(openai_tools(kwargs.get("tools")), kwargs.get("tool_choice"))
-        if tools:
-            arguments["tools"] = tools
-        return arguments
+        return call_arguments(self.model, self._settings(), ending, kwargs, strict=self.strict)
 
     def _message(self, answer: Any, kwargs: Mapping[str, Any]) -> AIMessage:
         message = local_message(answer, self.model_name)
@@ -155,7 +134,7 @@ class LocalChatModel(BaseChatModel):
 
     def answer(self, messages: Sequence[BaseMessage], arguments: Mapping[str, Any]) -> AIMessage:
         """Answer without a run of its own; `arguments` are a call's, `stop` included."""
-        given, stop = _apart(arguments)
+        given, stop = apart(arguments)
         answer = self.model.generate(chat_dicts(messages), **self._arguments(stop, given))
         return self._message(answer, given)
 
@@ -163,7 +142,7 @@ class LocalChatModel(BaseChatModel):
         self, messages: Sequence[BaseMessage], arguments: Mapping[str, Any]
     ) -> AIMessage:
         """Answer without a run of its own; `arguments` are a call's, `stop` included."""
-        given, stop = _apart(arguments)
+        given, stop = apart(arguments)
         answer = await self.model.agenerate(chat_dicts(messages), **self._arguments(stop, given))
         return self._message(answer, given)
 
@@ -196,10 +175,10 @@ class LocalChatModel(BaseChatModel):
         **kwargs: Any,
     ) -> Iterator[ChatGenerationChunk]:
         pieces = self.model.stream(chat_dicts(messages), **self._arguments(stop, kwargs))
-        sent = _Sent(scores=kwargs.get("logprobs", self.logprobs))
+        chunks = self._chunks(kwargs)
         try:
             for piece in pieces:
-                for chunk in self._chunks(piece, kwargs, sent):
+                for chunk in chunks.of(piece):
                     if run_manager is not None:
                         run_manager.on_llm_new_token(str(chunk.message.content), chunk=chunk)
                     yield chunk
@@ -214,10 +193,10 @@ class LocalChatModel(BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         pieces = self.model.astream(chat_dicts(messages), **self._arguments(stop, kwargs))
-        sent = _Sent(scores=kwargs.get("logprobs", self.logprobs))
+        chunks = self._chunks(kwargs)
         try:
             async for piece in pieces:
-                for chunk in self._chunks(piece, kwargs, sent):
+                for chunk in chunks.of(piece):
                     if run_manager is not None:
                         await run_manager.on_llm_new_token(str(chunk.message.content), chunk=chunk)
                     yield chunk
@@ -225,43 +204,52 @@ class LocalChatModel(BaseChatModel):
             if hasattr(pieces, "aclose"):
                 await pieces.aclose()
 
-    def _chunks(
-        self, piece: Piece, kwargs: Mapping[str, Any], sent: _Sent
-    ) -> list[ChatGenerationChunk]:
-        chunks = []
-        sent.take(piece)
-        if piece.text or piece.reasoning:
-            extra = {"reasoning_content": piece.reasoning} if piece.reasoning else {}
-            chunks.append(
-                AIMessageChunk(content=piece.text, additional_kwargs=extra, **sent.marks())
-            )
-        if piece.answer is not None:
-            whole = self._message(sent.rest(piece.answer), kwargs)
-            extra = {k: v for k, v in whole.additional_kwargs.items() if k != "reasoning_content"}
-            chunks.append(
-                AIMessageChunk(
-                    content="",
-                    additional_kwargs=extra,
-                    response_metadata=whole.response_metadata,
-                    usage_metadata=whole.usage_metadata,
-                    tool_calls=whole.tool_calls,
-                    invalid_tool_calls=whole.invalid_tool_calls,
-                    chunk_position="last",
-                )
-            )
-        return [ChatGenerationChunk(message=chunk) for chunk in chunks]
+    def _chunks(self, kwargs: Mapping[str, Any]) -> Chunks:
+        scores = kwargs.get("logprobs", self.logprobs)
+        return Chunks(scores=scores, message=lambda answer: self._message(answer, kwargs))
 
     def bind_tools(
         self, tools: Sequence[Any], *, tool_choice: Any = None, **kwargs: Any
     ) -> Runnable[LanguageModelInput, AIMessage]:
         """Bind tools; the chat template shows them to the model.
 
-        A choice cannot force the model to call; a named tool is the only one it sees, and
-        `none` hides them all.
+        Where xgrammar is installed every call names one of them, with arguments that fit, and a
+        choice of `any` or of a tool is obeyed. `strict=True` demands that, `strict=False`
+        switches it off. A named tool is the only one that the model sees; `none` hides all.
         """
         if tool_choice is not None:
             kwargs["tool_choice"] = tool_choice
         return self.bind(tools=list(openai_tools(tools)), **kwargs)
+
+    def with_structured_output(
+        self,
+        schema: dict[str, Any] | type,
+        *,
+        include_raw: bool = False,
+        method: str | None = None,
+        strict: bool | None = None,
+        **kwargs: Any,
+    ) -> Runnable[LanguageModelInput, dict[str, Any] | BaseModel]:
+        """Return a model that answers with objects of a schema.
+
+        `function_calling`, the default, shows the schema to the model as a tool;
+        `json_schema` and `json_mode` shape the text alone and need the extra `structured`
+        unless `strict=False`.
+
+        Raises:
+            ConfigurationError: The method is unknown.
+        """
+        strict = self.strict if strict is None else strict
+        shaped = method not in (None, "function_calling")
+        return structured_output(
+            self,
+            schema,
+            method=method,
+            include_raw=include_raw,
+            strict=strict,
+            rest=kwargs,
+            bound={"constrain": "must"} if shaped else {},
+        )
 
     def get_token_ids(self, text: str) -> list[int]:
         """Return token ids by the model's own tokenizer, else one per byte."""
@@ -298,67 +286,6 @@ def _loaded(model: Any, options: Mapping[str, Any]) -> LocalLike:
     if options:
         raise ConfigurationError("model_kwargs belong to a path; this model is loaded already")
     return model
-
-
-class _Sent:
-    """What a stream has given of scores and usage: each count stands once, so they add up."""
-
-    def __init__(self, *, scores: Any) -> None:
-        self._wanted = bool(scores)
-        self._waiting: tuple[TokenScore, ...] = ()
-        self._prompt: int | None = None
-        self._given = Usage(0, 0)
-
-    def take(self, piece: Piece) -> None:
-        """Take a piece's scores; they go out with its text, or with the next one's."""
-        self._waiting += piece.tokens
-        self._prompt = piece.input_tokens
-
-    def marks(self) -> dict[str, Any]:
-        """Return the waiting scores, and their usage, as fields of a chunk."""
-        if not self._waiting or self._prompt is None:
-            return {}
-        given, self._waiting = self._waiting, ()
-        read = self._prompt - self._given.input_tokens
-        self._given = Usage(self._prompt, self._given.output_tokens + len(given))
-        marks: dict[str, Any] = {"usage_metadata": _usage(Usage(read, len(given)))}
-        if self._wanted:
-            marks["response_metadata"] = {"logprobs": openai_shape(given)}
-        return marks
-
-    def rest(self, answer: Answer) -> Answer:
-        """Return the finished answer with the scores and the usage still to be given."""
-        usage, given = answer.usage, self._given
-        if usage is not None:
-            usage = Usage(
-                usage.input_tokens - given.input_tokens, usage.output_tokens - given.output_tokens
-            )
-        tokens = None if answer.tokens is None else answer.tokens[given.output_tokens :]
-        return replace(answer, tokens=tokens, usage=usage)
-
-
-def _usage(usage: Usage) -> UsageMetadata:
-    return UsageMetadata(
-        input_tokens=usage.input_tokens,
-        output_tokens=usage.output_tokens,
-        total_tokens=usage.total_tokens,
-    )
-
-
-def _chosen(tools: Sequence[dict[str, Any]], choice: Any) -> list[dict[str, Any]]:
-    """Return the tools that a `tool_choice` leaves visible."""
-    if choice == "none":
-        return []
-    name = choice
-    if isinstance(choice, Mapping):
-        name = (choice.get("function") or choice).get("name")
-    named = [tool for tool in tools if tool["function"]["name"] == name]
-    return named or list(tools)
-
-
-def _apart(arguments: Mapping[str, Any]) -> tuple[dict[str, Any], list[str] | None]:
-    given = dict(arguments)
-    return given, given.pop("stop", None)
 
 
 def _result(message: AIMessage) -> ChatResult:

@@ -168,6 +168,9 @@ def _bound(
     runnable: Any, method: Any, tools: Sequence[Any], options: Mapping[str, Any]
 ) -> Runnable[Any, Any]:
     options = _accepted(method, options)
+    if isinstance(runnable, LocalChatModel):
+        # a tier that cannot be constrained answers freely, and the policy judges
+        options["constrain"] = "may"
     if getattr(runnable, "_llm_type", "") == "huggingface-chat-wrapper":
         options = _for_hugging_face(tools, options)
     try:

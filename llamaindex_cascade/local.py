@@ -30,20 +30,11 @@ from cascadellm.errors import ConfigurationError
 from cascadellm.tier import LocalLike
 from llamaindex_cascade.chat_dicts import chat_dicts
 from llamaindex_cascade.convert import completion_from_chat, logprob_lists, usage_dict
+from llamaindex_cascade.local_arguments import call_arguments
 from llamaindex_cascade.told import atold, told
 from llamaindex_cascade.tools import chat_arguments, selections
 
 __all__ = ["LocalLLM", "local_model"]
-
-_IGNORED = frozenset(
-    {
-        "tool_choice",
-        "tool_required",
-        "allow_parallel_tool_calls",
-        "parallel_tool_calls",
-        "formatted",
-    }
-)
 
 
 def local_model(model: str | LocalLike, **options: Any) -> LocalLike:
@@ -76,11 +67,15 @@ class LocalLLM(FunctionCallingLLM):
     Args:
         model: A `cascadellm.local.LocalModel`, any other local model, or a path or hub name.
         generate_kwargs: Defaults of every call: `temperature`, `max_new_tokens`, `stop`, ...
+        strict: Whether tool calls and predicted objects are made to fit their schemas: True
+            demands it (the extra `structured`), False leaves them free, None constrains where
+            that is possible. A call may say otherwise.
         **kwargs: Fields of LlamaIndex's `LLM`, e.g. `system_prompt`.
     """
 
     model: Any = Field(exclude=True, repr=False)
     generate_kwargs: dict[str, Any] = Field(default_factory=dict)
+    strict: bool | None = None
     _local: LocalLike = PrivateAttr()
 
     def __init__(
@@ -127,10 +122,8 @@ class LocalLLM(FunctionCallingLLM):
         return given if isinstance(given, int) else -1
 
     def _arguments(self, kwargs: Mapping[str, Any]) -> dict[str, Any]:
-        merged = {**self.generate_kwargs, **kwargs}
-        if "max_tokens" in merged:
-            merged["max_new_tokens"] = merged.pop("max_tokens")
-        return {k: v for k, v in merged.items() if k not in _IGNORED and v is not None}
+        merged = {"strict": self.strict, **self.generate_kwargs, **kwargs}
+        return call_arguments(self._local, merged)
 
     # -- endpoints --
 
@@ -200,7 +193,12 @@ class LocalLLM(FunctionCallingLLM):
         tool_required: bool = False,
         **kwargs: Any,
     ) -> dict[str, Any]:
-        return chat_arguments(tools, user_msg, chat_history, kwargs)
+        options = {
+            "allow_parallel_tool_calls": allow_parallel_tool_calls,
+            "tool_required": tool_required,
+            **kwargs,
+        }
+        return chat_arguments(tools, user_msg, chat_history, options)
 
     def get_tool_calls_from_response(
         self, response: ChatResponse, error_on_no_tool_call: bool = True, **kwargs: Any

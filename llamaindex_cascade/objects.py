@@ -17,6 +17,7 @@ from llama_index.core.prompts import ChatPromptTemplate
 from llama_index.core.types import PydanticProgramMode
 
 from cascadellm.answer import Answer
+from llamaindex_cascade.local import LocalLLM
 
 __all__ = ["as_object_text", "native_call", "object_arguments", "route", "wrapped_object"]
 
@@ -67,7 +68,8 @@ def object_arguments(
             **kwargs,
         )
     formatted = PydanticOutputParser(output_cls=output_cls).format_messages(messages)
-    return {"messages": formatted, **kwargs}
+    shaped = {"output_schema": output_cls.model_json_schema()} if isinstance(llm, LocalLLM) else {}
+    return {"messages": formatted, **shaped, **kwargs}
 
 
 def native_call(

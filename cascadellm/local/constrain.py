@@ -7,7 +7,7 @@ Scores of the answer stay those of the model's own law, so a forced token shows 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -15,13 +15,13 @@ from transformers import LogitsProcessor
 
 from cascadellm.errors import ConfigurationError, MissingDependencyError, ModelError
 from cascadellm.local.chat import Prompt
-from cascadellm.local.families import tool_form
+from cascadellm.local.forms import answer_form
 from cascadellm.local.settings import Settings
 
 __all__ = ["GrammarProcessor", "Grammars"]
 
-# between two parts of JSON; a small model may otherwise write nothing but space
-_MOST_SPACE = 1
+_CACHE_BYTES = 64 * 2**20
+_KERNELS = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class Grammars:
@@ -31,12 +31,15 @@ class Grammars:
         tokenizer: The model's tokenizer.
         width: Number of logits per row, padding ids included.
         eos_ids: Tokens that end an answer.
+        hidden: Special tokens whose text is never shown; none but `eos_ids` fits a grammar.
 
     Raises:
         MissingDependencyError: xgrammar is not installed.
     """
 
-    def __init__(self, tokenizer: Any, width: int, eos_ids: frozenset[int]) -> None:
+    def __init__(
+        self, tokenizer: Any, width: int, eos_ids: frozenset[int], hidden: Collection[int] = ()
+    ) -> None:
         try:
             import xgrammar
         except ImportError as error:
@@ -45,25 +48,29 @@ class Grammars:
             tokenizer, vocab_size=width, stop_token_ids=sorted(eos_ids)
         )
         self._width = width
-        self._compiler = xgrammar.GrammarCompiler(info)
+        self._hidden = tuple(sorted(set(hidden) - eos_ids))
+        self._compiler = xgrammar.GrammarCompiler(info, cache_limit_bytes=_CACHE_BYTES)
         self._matcher: Any = xgrammar.GrammarMatcher
         self._compiling = threading.Lock()
 
     def processor(
-        self, prompt: Prompt, settings: Settings, template: str, start: int
-    ) -> GrammarProcessor:
-        """Return a fresh processor for one answer.
+        self, prompt: Prompt, settings: Settings, template: str, declared: Any, start: int
+    ) -> GrammarProcessor | None:
+        """Return a fresh processor for one answer, None where nothing is constrained.
 
         Args:
             prompt: What is answered.
             settings: Says which parts are constrained.
             template: The chat template, which tells how tool calls are written.
+            declared: The tokenizer's own `response_template`, or None.
             start: Length of the text before the answer, as processors see it.
 
         Raises:
             ConfigurationError: A schema cannot be compiled, or the form of tool calls is unknown.
         """
-        form = _form(prompt, settings, template)
+        form = answer_form(prompt, settings, template, declared)
+        if form is None:
+            return None
         try:
             with self._compiling:
                 grammar = self._compiler.compile_structural_tag(
@@ -75,7 +82,7 @@ class Grammars:
                 f"xgrammar cannot turn the schema into a grammar ({short}); simplify "
                 "response_schema or the tools' parameters, or ask without constraints"
             ) from error
-        return GrammarProcessor(self._matcher(grammar), self._width, start)
+        return GrammarProcessor(self._matcher(grammar), self._width, start, self._hidden)
 
 
 class GrammarProcessor(LogitsProcessor):
@@ -88,15 +95,20 @@ class GrammarProcessor(LogitsProcessor):
         matcher: An xgrammar matcher, at the start of the answer.
         width: Number of logits per row that the grammar knows.
         start: Length of the text before the answer.
+        hidden: Tokens that are never written, whatever the grammar makes of their text.
     """
 
-    def __init__(self, matcher: Any, width: int, start: int) -> None:
+    def __init__(self, matcher: Any, width: int, start: int, hidden: Sequence[int] = ()) -> None:
         import xgrammar
 
         self._matcher = matcher
         self._start = start
         self._written: list[int] = []
+        self._width = width
         self._mask = xgrammar.allocate_token_bitmask(1, width)
+        self._shown = torch.full_like(self._mask, -1)
+        for token in hidden:
+            self._shown[0, token // 32] &= _without(token % 32)
         self._apply = xgrammar.apply_token_bitmask_inplace
 
     def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:
@@ -105,11 +117,14 @@ class GrammarProcessor(LogitsProcessor):
         if self._matcher.is_terminated():
             return scores
         self._matcher.fill_next_token_bitmask(self._mask)
+        self._mask &= self._shown
+        known = min(self._width, scores.shape[-1])
         device = scores.device
-        place = device if device.type in ("cpu", "cuda") else torch.device("cpu")
-        masked = scores.to(place, copy=True)
-        self._apply(masked, self._mask.to(place))
-        return masked.to(device)
+        if device.type not in ("cpu", "cuda") or scores.dtype not in _KERNELS:
+            return scores.masked_fill(~_bits(self._mask, known).to(device), float("-inf"))
+        masked = scores.clone()
+        self._apply(masked, self._mask.to(device), vocab_size=known)
+        return masked
 
     def _follow(self, text: Sequence[int]) -> None:
         """Bring the matcher to the end of this text."""
@@ -132,49 +147,12 @@ class GrammarProcessor(LogitsProcessor):
             self._written.append(token)
 
 
-def _form(prompt: Prompt, settings: Settings, template: str) -> dict[str, Any]:
-    """Return xgrammar's description of what may be written."""
-    schema = settings.response_schema
-    tools = _tool_tags(prompt.tools, template) if prompt.tools else None
-    if schema is None:
-        assert tools is not None
-        return {"type": "triggered_tags", **tools}
-    answer = _json(schema)
-    if prompt.thinking:
-        thought = {"type": "tag", "begin": "", "content": {"type": "any_text"}, "end": "</think>"}
-        space = {"type": "regex", "pattern": "\\s{0,4}"}
-        answer = {"type": "sequence", "elements": [thought, space, answer]}
-    if tools is None or not settings.constrain_tools:
-        return answer
-    calls = {
-        "type": "tags_with_separator",
-        "tags": tools["tags"],
-        "separator": "\n",
-        "at_least_one": True,
-    }
-    return {"type": "or", "elements": [calls, answer]}
+def _without(bit: int) -> int:
+    """Return a signed 32-bit number in which only this bit is 0."""
+    return ~(1 << bit) if bit < 31 else 2**31 - 1
 
 
-def _tool_tags(tools: Sequence[Mapping[str, Any]], template: str) -> dict[str, Any]:
-    form = tool_form(template)
-    if form is None:
-        raise ConfigurationError(
-            "constrain_tools knows how Hermes, Qwen and Llama 3 models write tool calls, but not "
-            "the form of this chat template; ask without constrain_tools"
-        )
-    trigger, begin, end = form
-    tags = []
-    for tool in tools:
-        function = tool.get("function", tool)
-        schema = function.get("parameters") or {"type": "object", "properties": {}}
-        opening = begin.replace("NAME", function["name"])
-        tags.append({"type": "tag", "begin": opening, "content": _json(schema), "end": end})
-    return {"triggers": [trigger], "tags": tags}
-
-
-def _json(schema: Mapping[str, Any]) -> dict[str, Any]:
-    return {
-        "type": "json_schema",
-        "json_schema": dict(schema),
-        "max_whitespace_cnt": _MOST_SPACE,
-    }
+def _bits(mask: torch.Tensor, count: int) -> torch.Tensor:
+    """Return a packed mask, shape (1, words), as booleans, shape (1, count)."""
+    places = torch.arange(32, dtype=torch.int32)
+    return ((mask.unsqueeze(-1) >> places) & 1).bool().flatten(1)[:, :count]

@@ -13,9 +13,10 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from cascadellm.answer import ToolCall
+from cascadellm.errors import ConfigurationError
 from cascadellm.local.sections import (
     TAGS,
     Chunk,
@@ -28,16 +29,20 @@ from cascadellm.local.toolcalls import hermes_call, schema_call
 
 __all__ = [
     "VISIBLE",
+    "Family",
     "LlamaSections",
     "MistralSections",
+    "family_of",
     "fit_call_ids",
     "sections_for",
-    "tool_form",
 ]
 
 _CALLS, _ARGS, _ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 _PYTHON = "<|python_tag|>"
 _ID_LENGTH = 9
+
+Family = Literal["hermes", "llama", "mistral-list", "mistral", "mistral-ids"]
+"""How calls are written; `mistral-list` is the JSON list, the other two have `[ARGS]`."""
 
 VISIBLE = (*TAGS, _CALLS, _ARGS, _ID, _PYTHON)
 """Tags that must stay in the text although tokenizers call them special."""
@@ -57,23 +62,33 @@ def sections_for(
     """
     if declared is not None:
         return TemplateSections(declared, prompt, tools)
-    if tools and _CALLS in template:
-        return MistralSections()
-    if tools and (_PYTHON in template or "ipython" in template):
+    family = family_of(template) if tools else "hermes"
+    if family == "llama":
         return LlamaSections(tools)
+    if family != "hermes":
+        return MistralSections()
     return TagSections(tools=bool(tools), thinking=thinking)
 
 
-def tool_form(template: str) -> tuple[str, str, str] | None:
-    """Return how a call starts, its text before the arguments (with NAME) and after them.
+def family_of(template: str, declared: Any = None) -> Family:
+    """Return how a model writes tool calls.
 
-    None where calls hold special tokens, which no grammar over text can produce.
+    Raises:
+        ConfigurationError: Its tokenizer declares a form that is none of these.
     """
+    if declared is not None:
+        fields = str(declared)
+        if "<tool_call>" in fields and "'json'" in fields:
+            return "hermes"
+        raise ConfigurationError(
+            "constrain_tools knows how Hermes, Qwen, Llama 3 and Mistral models write tool calls, "
+            "but this tokenizer declares another form; ask without constrain_tools"
+        )
     if _CALLS in template:
-        return None
-    if _PYTHON in template or "ipython" in template:
-        return '{"name": ', '{"name": "NAME", "parameters": ', "}"
-    return "<tool_call>", '<tool_call>\n{"name": "NAME", "arguments": ', "}\n</tool_call>"
+        if _ARGS not in template:
+            return "mistral-list"
+        return "mistral-ids" if _ID in template else "mistral"
+    return "llama" if _PYTHON in template or "ipython" in template else "hermes"
 
 
 def fit_call_ids(messages: list[dict[str, Any]], template: str) -> list[dict[str, Any]]:
@@ -129,26 +144,34 @@ class MistralSections:
         """Return the rest and read the calls."""
         if self._body is None:
             return [("answer", self._held)] if self._held else []
-        for part in self._body.split(_CALLS):
-            self.calls.extend(_mistral_calls(part.strip()))
+        rest = self._body
+        while rest:
+            rest = self._take(rest)
         return []
 
-
-def _mistral_calls(written: str) -> list[ToolCall]:
-    if _ARGS not in written:
+    def _take(self, written: str) -> str:
+        """Read what one `[TOOL_CALLS]` announced; return what follows the next one."""
+        head, tag, tail = written.partition(_ARGS)
+        listed = not tag or _CALLS in head or head.lstrip().startswith(("[", "{"))
+        if listed:
+            head, tail = "", written
+        name, _, call_id = head.partition(_ID)
         try:
-            return list(schema_call(json.loads(written), written))
+            value, end = json.JSONDecoder().raw_decode(tail.lstrip())
         except ValueError:
-            return [ToolCall(name="", arguments=None, raw=written)]
-    head, _, arguments = written.partition(_ARGS)
-    name, _, call_id = head.partition(_ID)
-    raw = arguments.strip()
-    try:
-        parsed = json.loads(raw)
-    except ValueError:
-        parsed = None
-    found = parsed if isinstance(parsed, dict) else None
-    return [ToolCall(name=name.strip(), arguments=found, id=call_id.strip(), raw=raw)]
+            raw, _, rest = tail.partition(_CALLS)
+            self.calls.append(ToolCall(name.strip(), None, id=call_id.strip(), raw=raw.strip()))
+            return rest
+        raw, rest = tail.lstrip()[:end], tail.lstrip()[end:].lstrip()
+        if not rest.startswith(_CALLS) and rest:
+            # more text where a call should end: the whole is no call that anyone can run
+            value, raw = None, tail.partition(_CALLS)[0].strip()
+        if listed and value is not None:
+            self.calls.extend(schema_call(value, raw))
+        else:
+            found = value if isinstance(value, dict) else None
+            self.calls.append(ToolCall(name.strip(), found, id=call_id.strip(), raw=raw))
+        return rest.partition(_CALLS)[2]
 
 
 class LlamaSections:
@@ -184,9 +207,9 @@ class LlamaSections:
         held, self._held = self._held, ""
         if not held:
             return []
-        lead, tag, body = held.partition(_PYTHON)
-        if not tag:
-            lead, body = "", held
+        lead, tag, body = "", "", held
+        if held.lstrip().startswith(_PYTHON):
+            lead, tag, body = held.partition(_PYTHON)
         calls = [hermes_call(part) for part in _objects(body)]
         if tag or all(call.name in self._names for call in calls):
             self.calls.extend(calls)

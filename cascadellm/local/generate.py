@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,12 @@ from typing import Any
 from transformers import LogitsProcessorList
 
 from cascadellm.answer import Answer, Piece
-from cascadellm.errors import ConfigurationError, ModelError, OutOfMemoryError
+from cascadellm.errors import (
+    ConfigurationError,
+    MissingDependencyError,
+    ModelError,
+    OutOfMemoryError,
+)
 from cascadellm.local.assemble import TextAssembler
 from cascadellm.local.batch import Caller, SharedBatch
 from cascadellm.local.chat import Prompt, check_room, plain_text, render
@@ -26,6 +32,7 @@ from cascadellm.local.settings import Settings
 __all__ = ["CallerGoneError", "Runner"]
 
 Tools = Sequence[Mapping[str, Any]]
+_log = logging.getLogger(__name__)
 
 
 class CallerGoneError(Exception):
@@ -146,18 +153,26 @@ class Runner:
             MissingDependencyError: A schema is asked for and xgrammar is not installed.
         """
         chain = processors(settings, self.loaded.device)
-        constrained = settings.constrain_tools and prompt.tools
-        if settings.response_schema is None and not constrained:
+        if settings.response_schema is None and not (settings.constrain_tools and prompt.tools):
             return chain
         start = 1 if self.loaded.is_encoder_decoder else prompt.length
-        mask = self._grammar_source().processor(prompt, settings, self._template, start)
-        return LogitsProcessorList([mask, *chain])
+        declared = getattr(self.loaded.tokenizer, "response_template", None)
+        try:
+            grammars = self._grammar_source()
+            mask = grammars.processor(prompt, settings, self._template, declared, start)
+        except (ConfigurationError, MissingDependencyError) as error:
+            if settings.constrain == "must":
+                raise
+            _log.info("%s answers without constraints: %s", self.name, error)
+            return chain
+        return chain if mask is None else LogitsProcessorList([mask, *chain])
 
     def _grammar_source(self) -> Grammars:
         if self._grammars is None:
             loaded = self.loaded
             width = loaded.module.config.get_text_config().vocab_size
-            self._grammars = Grammars(loaded.tokenizer, width, loaded.eos_ids)
+            hidden = self._table.hidden
+            self._grammars = Grammars(loaded.tokenizer, width, loaded.eos_ids, hidden)
         return self._grammars
 
     def pieces(

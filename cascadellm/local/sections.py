@@ -120,6 +120,11 @@ class TagSections:
             if tag == _THINK and self._held[:at].strip():
                 self._fresh = False
                 return True
+            if tag == _CALL_END and _inside_string(self._body + self._held[:at]):
+                end = at + len(tag)
+                self._emit(chunks, self._held[:end])
+                self._held = self._held[end:]
+                return True
             self._emit(chunks, self._held[:at])
             chunks.append(("other", tag))
             self._held = self._held[at + len(tag) :]
@@ -155,6 +160,19 @@ class TagSections:
     def _close_call(self) -> None:
         self.calls.append(hermes_call(self._body))
         self._body = ""
+
+
+def _inside_string(written: str) -> bool:
+    """Return whether JSON ends inside a string here; a line break ends every string."""
+    inside = escaped = False
+    for character in written[written.rfind("\n") + 1 :]:
+        if escaped:
+            escaped = False
+        elif character == '"':
+            inside = not inside
+        else:
+            escaped = inside and character == "\\"
+    return inside
 
 
 _PARTS: dict[str, Part] = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from cascadellm.errors import ConfigurationError
 
@@ -28,8 +28,12 @@ class Settings:
         logprobs: Whether token scores are computed at all.
         response_schema: JSON schema that the answer is made to fit; needs the extra
             `structured`. Property order is the schema's.
-        constrain_tools: Whether tool calls are made to name a tool that was given, with
-            arguments that fit its schema; needs the same extra.
+        constrain_tools: True: tool calls are made to name a tool that was given, with arguments
+            that fit its schema; `required`: besides, the answer is one or more calls; `one`: it
+            is exactly one. Needs the same extra.
+        constrain: Where no grammar can be made (the extra is missing, a schema cannot be
+            compiled, the form of calls is unknown), `must` raises and `may` leaves the answer
+            free.
 
     Raises:
         ConfigurationError: A value is out of range.
@@ -45,7 +49,8 @@ class Settings:
     top_logprobs: int = 5
     logprobs: bool = True
     response_schema: Mapping[str, Any] | None = None
-    constrain_tools: bool = False
+    constrain_tools: bool | Literal["required", "one"] = False
+    constrain: Literal["must", "may"] = "must"
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stop", _stop_strings(self.stop))
@@ -62,6 +67,8 @@ class Settings:
                 "response_schema must be a JSON schema as a dict, "
                 f"got {self.response_schema!r:.200}"
             )
+        _one_of("constrain_tools", self.constrain_tools, (False, True, "required", "one"))
+        _one_of("constrain", self.constrain, ("must", "may"))
         _check("seed", self.seed, _whole, lambda v: abs(v) < 2**63, "below 2**63 or None")
 
     @property
@@ -106,6 +113,12 @@ def _check(
         return
     noun = "a whole number" if kind is _whole else "a finite number"
     raise ConfigurationError(f"{name} must be {noun} {expected}, got {value!r}")
+
+
+def _one_of(name: str, value: Any, known: tuple[Any, ...]) -> None:
+    if not any(value is one or (isinstance(one, str) and value == one) for one in known):
+        names = ", ".join(map(repr, known))
+        raise ConfigurationError(f"{name} must be one of {names}, got {value!r:.200}")
 
 
 def _stop_strings(stop: Any) -> tuple[str, ...]:

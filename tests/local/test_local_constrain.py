@@ -149,6 +149,9 @@ def test_the_mask_follows_a_draft_back_and_forth(llama: LocalModel) -> None:
     [
         ({"response_schema": "int"}, "response_schema must be a JSON schema as a dict"),
         ({"response_schema": {"type": "nonsense"}}, "cannot turn the schema into a grammar"),
+        ({"constrain_tools": "some"}, "constrain_tools must be one of False, True, 'required'"),
+        ({"constrain_tools": 1}, "constrain_tools must be one of"),
+        ({"constrain": "try"}, "constrain must be one of 'must', 'may'"),
     ],
 )
 def test_a_schema_that_is_none_is_refused(
@@ -159,16 +162,6 @@ def test_a_schema_that_is_none_is_refused(
         llama.generate("Hi", **overrides)
 
 
-def test_forms_with_special_tokens_are_refused(llama: LocalModel) -> None:
-    """Mistral's calls hold special tokens, which no grammar over text can write."""
-    template = "{{ tools }}{{ messages[0].content }}{# [TOOL_CALLS] #}"
-    with (
-        LocalModel(llama.path, chat_template_kwargs={"chat_template": template}) as model,
-        pytest.raises(ConfigurationError, match="constrain_tools knows how Hermes"),
-    ):
-        model.generate("Hi", tools=[CALCULATOR], constrain_tools=True)
-
-
 def test_the_missing_extra_is_named(llama: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """Without xgrammar a schema is an error that says how to install it, never ignored."""
     monkeypatch.setitem(sys.modules, "xgrammar", None)
@@ -177,3 +170,14 @@ def test_the_missing_extra_is_named(llama: LocalModel, monkeypatch: pytest.Monke
         pytest.raises(MissingDependencyError, match=r"xgrammar.*cascadellm\[structured\]"),
     ):
         model.generate("Hi", response_schema=SCHEMA)
+
+
+def test_without_the_extra_may_answers_freely(
+    llama: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`may` leaves an answer as it would be; nothing else about it changes."""
+    monkeypatch.setitem(sys.modules, "xgrammar", None)
+    with LocalModel(llama.path, max_new_tokens=20) as model:
+        free = model.generate("Hi", tools=[CALCULATOR])
+        options = {"response_schema": SCHEMA, "constrain_tools": True, "constrain": "may"}
+        assert free == model.generate("Hi", tools=[CALCULATOR], **options)

@@ -1,0 +1,96 @@
+"""Random JSON schemas of the kinds that pydantic classes and function signatures give."""
+
+from __future__ import annotations
+
+import random
+from typing import Any
+
+__all__ = ["random_schema", "random_tool"]
+
+_NAMES = ("name", "count", "tags", "when", "unit", "ok", "items", "note_2", "Größe")
+
+
+def random_schema(seed: int) -> dict[str, Any]:
+    """Return an object schema, as `model_json_schema` writes it."""
+    source = random.Random(seed)
+    schema = _object(source, 2)
+    if source.random() < 0.3:
+        schema["$defs"] = {"Inner": _object(source, 1)}
+        schema["properties"]["inner"] = {"$ref": "#/$defs/Inner"}
+        schema["required"].append("inner")
+    return {"title": "Answer", **schema}
+
+
+def random_tool(seed: int, name: str) -> dict[str, Any]:
+    """Return a tool in OpenAI form."""
+    function = {"name": name, "description": "Do it.", "parameters": random_schema(seed)}
+    return {"type": "function", "function": function}
+
+
+def _object(source: random.Random, depth: int) -> dict[str, Any]:
+    names = source.sample(_NAMES, source.randint(1, 4))
+    properties = {name: _value(source, depth) for name in names}
+    required = [name for name in names if "default" not in properties[name]]
+    schema: dict[str, Any] = {"type": "object", "properties": properties, "required": required}
+    if source.random() < 0.5:
+        schema["additionalProperties"] = False
+    return schema
+
+
+def _value(source: random.Random, depth: int) -> dict[str, Any]:
+    simple = [_text, _whole, _number, _flag, _choice, _constant, _optional]
+    nested = [_list, _tuple, _mapping, _object] if depth else []
+    return source.choice([*simple, *nested])(source, depth - 1)
+
+
+def _text(source: random.Random, _: int) -> dict[str, Any]:
+    return source.choice(
+        [
+            {"type": "string", "maxLength": 6},
+            {"type": "string", "minLength": 2, "maxLength": 5},
+            {"type": "string", "pattern": "^[a-c]{1,3}$"},
+            {"type": "string", "format": "date"},
+        ]
+    )
+
+
+def _whole(source: random.Random, _: int) -> dict[str, Any]:
+    return source.choice(
+        [
+            {"type": "integer", "minimum": 0, "maximum": 99},
+            {"type": "integer", "exclusiveMinimum": -5, "maximum": 5, "default": 3},
+        ]
+    )
+
+
+def _number(source: random.Random, _: int) -> dict[str, Any]:
+    return {"type": "number", "minimum": -1, "maximum": source.randint(1, 9)}
+
+
+def _flag(source: random.Random, _: int) -> dict[str, Any]:
+    return {"type": "boolean"}
+
+
+def _choice(source: random.Random, _: int) -> dict[str, Any]:
+    return {"enum": source.sample(["red", "green", 'a "b"', "€"], 2), "type": "string"}
+
+
+def _constant(source: random.Random, _: int) -> dict[str, Any]:
+    return {"const": source.choice(["cat", 3, True])}
+
+
+def _optional(source: random.Random, depth: int) -> dict[str, Any]:
+    return {"anyOf": [_value(source, max(depth, 0)), {"type": "null"}], "default": None}
+
+
+def _list(source: random.Random, depth: int) -> dict[str, Any]:
+    return {"type": "array", "items": _value(source, depth), "maxItems": source.randint(1, 3)}
+
+
+def _tuple(source: random.Random, depth: int) -> dict[str, Any]:
+    items = [_value(source, depth) for _ in range(2)]
+    return {"type": "array", "prefixItems": items, "minItems": 2, "maxItems": 2}
+
+
+def _mapping(source: random.Random, depth: int) -> dict[str, Any]:
+    return {"type": "object", "additionalProperties": _flag(source, depth), "maxProperties": 2}
