@@ -34,7 +34,7 @@ from langchain_cascade.guard import for_outer
 from langchain_cascade.performing import AsyncLangChainPerformer, LangChainPerformer
 from langchain_cascade.streams import astream_plan, final_message, stream_plan
 from langchain_cascade.tracing import Outer
-from langchain_cascade.usage import put_back, with_usage
+from langchain_cascade.usage import acounted, counted, put_back, with_usage
 
 __all__ = ["CascadeFlow"]
 
@@ -198,13 +198,15 @@ class CascadeFlow(BaseChatModel):
     def stream_events(self, input: Any, config: Any = None, **kwargs: Any) -> Any:  # noqa: A002
         """Stream events; v3 opens the run by itself and is handed the cascade's."""
         if kwargs.get("version") == "v3":
-            config, _ = self._stream_config(CallbackManager, config, kwargs)
+            config, box = self._stream_config(CallbackManager, config, kwargs)
+            return counted(super().stream_events(input, config, **kwargs), box)
         return super().stream_events(input, config, **kwargs)
 
     def astream_events(self, input: Any, config: Any = None, **kwargs: Any) -> Any:  # noqa: A002
         """Stream events; v3 opens the run by itself and is handed the cascade's."""
         if kwargs.get("version") == "v3":
-            config, _ = self._stream_config(AsyncCallbackManager, config, kwargs)
+            config, box = self._stream_config(AsyncCallbackManager, config, kwargs)
+            return acounted(super().astream_events(input, config, **kwargs), box)
         return super().astream_events(input, config, **kwargs)
 
     def _stream_config(

@@ -166,6 +166,7 @@ def outer_marks(trace: Trace) -> tuple[dict[str, Any], list[str]]:
         "cascade_answered_by": trace.answered_by,
         "cascade_tier": trace.tier,
         "cascade_escalated": trace.escalated,
+        "cascade_n_calls": sum(attempt.action != "skip" for attempt in trace.attempts),
         "cascade_score": None if decided is None else decided.score,
         "cascade_threshold": None if decided is None else decided.threshold,
         "cascade_policy": None if decided is None else decided.policy,

@@ -1,11 +1,13 @@
 """A small LangSmith ingestion server on loopback, for the real `langsmith` client.
 
-It accepts `/info`, multipart ingestion (plain or zstd) and feedback, merges posts and patches
-into runs and rebuilds the run tree. Every byte that arrives is kept, so that tests can search it.
+It accepts `/info`, multipart ingestion (plain or zstd), feedback and OTLP spans, merges posts
+and patches into runs and rebuilds the run tree. Every byte that arrives is kept, so that tests
+can search it. Spans become runs by the attributes that LangSmith documents for OpenTelemetry.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import threading
 from dataclasses import dataclass, field
@@ -16,6 +18,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import zstandard
+
+from tests.servers.otlp_server import Received, spans_of
 
 __all__ = ["LangSmithServer", "Node"]
 
@@ -85,6 +89,7 @@ class LangSmithServer:
         self.headers: list[dict[str, str]] = []
         self.encodings: set[str] = set()
         self.ended: set[str] = set()
+        self.ways: set[str] = set()
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
         self._server.daemon_threads = True
@@ -122,6 +127,27 @@ class LangSmithServer:
         (root,) = self.trees()
         return root
 
+    def filtered(self, **metadata: Any) -> list[Node]:
+        """Return the runs that a metadata filter finds; values compare as LangSmith shows them."""
+        nodes = [node for tree in self.trees() for node in tree.all()]
+        wanted = {key: _shown(value) for key, value in metadata.items()}
+        return [
+            node
+            for node in nodes
+            if all(_shown(node.metadata.get(key)) == value for key, value in wanted.items())
+        ]
+
+    def tagged(self, tag: str) -> list[Node]:
+        """Return the runs that a tag filter finds."""
+        return [node for tree in self.trees() for node in tree.all() if tag in node.tags]
+
+    def ingest_spans(self, body: bytes) -> None:
+        """Take OTLP spans in as runs."""
+        with self._lock:
+            for span in spans_of(body):
+                self.runs[span.span_id] = _run_of(span)
+                self.ended.add(span.span_id)
+
     def searched(self) -> str:
         """Return everything that arrived, as one text."""
         return "\n".join(body.decode(errors="replace") for body in self.received)
@@ -145,6 +171,29 @@ class LangSmithServer:
                 self.ended.add(run_id)
         else:
             run[key] = value
+
+
+def _shown(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def _run_of(span: Received) -> dict[str, Any]:
+    kept, prefix = span.attributes, "langsmith.metadata."
+    metadata = {k.removeprefix(prefix): v for k, v in kept.items() if k.startswith(prefix)}
+    total = kept.get("llm.token_count.total")
+    if total is not None:
+        metadata["usage_metadata"] = {"total_tokens": total}
+    tags = str(kept.get("langsmith.span.tags") or "")
+    return {
+        "id": span.span_id,
+        "parent_run_id": span.parent_id or None,
+        "trace_id": span.trace_id,
+        "name": span.name,
+        "run_type": str(kept.get("openinference.span.kind", "chain")).lower(),
+        "extra": {"metadata": metadata},
+        "tags": [tag.strip() for tag in tags.split(",") if tag.strip()],
+        "dotted_order": "",
+    }
 
 
 def _handler(server: LangSmithServer) -> type[BaseHTTPRequestHandler]:
@@ -186,7 +235,13 @@ def _handler(server: LangSmithServer) -> type[BaseHTTPRequestHandler]:
                 body = zstandard.ZstdDecompressor().decompressobj().decompress(body)
             server.received.append(body)
             if server.status < 300 and self.path.endswith("/runs/multipart"):
+                server.ways.add("multipart")
                 server.ingest(_parts(self.headers["Content-Type"], body))
+            elif server.status < 300 and self.path.endswith("/otel/v1/traces"):
+                if self.headers.get("Content-Encoding") == "gzip":
+                    body = gzip.decompress(body)
+                server.ways.add("otlp")
+                server.ingest_spans(body)
             elif server.status < 300 and self.path.endswith("/feedback"):
                 server.feedback.append(json.loads(body))
             self._answer(server.status, {})

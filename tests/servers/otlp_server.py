@@ -14,7 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
     ExportTraceServiceResponse,
 )
 
-__all__ = ["OtlpServer", "Received"]
+__all__ = ["OtlpServer", "Received", "spans_of"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,26 @@ def _value(value: Any) -> Any:
 
 def _attributes(pairs: Any) -> dict[str, Any]:
     return {pair.key: _value(pair.value) for pair in pairs}
+
+
+def spans_of(body: bytes) -> list[Received]:
+    """Return the spans of one export request."""
+    request = ExportTraceServiceRequest.FromString(body)
+    return [
+        Received(
+            name=span.name,
+            trace_id=span.trace_id.hex(),
+            span_id=span.span_id.hex(),
+            parent_id=span.parent_span_id.hex(),
+            attributes=_attributes(span.attributes),
+            events=[(e.name, _attributes(e.attributes)) for e in span.events],
+            resource=_attributes(resource.resource.attributes),
+            status=span.status.code,
+        )
+        for resource in request.resource_spans
+        for scope in resource.scope_spans
+        for span in scope.spans
+    ]
 
 
 @dataclass
@@ -94,22 +114,7 @@ class OtlpServer:
     def take(self, path: str, headers: dict[str, str], body: bytes) -> None:
         """Keep a request and the spans in it."""
         self.requests.append((path, headers, body))
-        request = ExportTraceServiceRequest.FromString(body)
-        for resource in request.resource_spans:
-            for scope in resource.scope_spans:
-                for span in scope.spans:
-                    self.spans.append(
-                        Received(
-                            name=span.name,
-                            trace_id=span.trace_id.hex(),
-                            span_id=span.span_id.hex(),
-                            parent_id=span.parent_span_id.hex(),
-                            attributes=_attributes(span.attributes),
-                            events=[(e.name, _attributes(e.attributes)) for e in span.events],
-                            resource=_attributes(resource.resource.attributes),
-                            status=span.status.code,
-                        )
-                    )
+        self.spans += spans_of(body)
 
 
 class _Handler(BaseHTTPRequestHandler):
