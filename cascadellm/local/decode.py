@@ -80,10 +80,11 @@ class Round:
 
 @dataclass(slots=True)
 class _Block:
-    """A drafted block: tokens, raw rows, the laws they were sampled from, time taken."""
+    """A drafted block: tokens, raw rows, masked rows, the laws sampled from, time taken."""
 
     tokens: list[int]
     rows: list[Tensor]
+    allowed: list[Tensor]
     laws: list[Tensor]
     seconds: float = 0.0
 
@@ -150,10 +151,12 @@ class Decoder:
         block = self._draft(gamma, text)
         new = text[self._target_lane.length :]
         target_rows = self._target_lane.forward(new, len(block.tokens) + 1)
+        allowed = self._shaper.allowed(target_rows, text, base)
         if self._rule.lossless and self._shaper.greedy:
-            found = self._match(block, target_rows, text, base)
+            found = self._match(block, allowed, text, base)
         else:
-            found = self._judge(block, target_rows, text, base)
+            found = self._judge(block, allowed, text, base)
+        found.target_rows = target_rows
         self.tokens.extend(found.tokens)
         for lane in (self._draft_lane, self._target_lane):
             lane.rollback(min(lane.length, len(self.tokens) - 1))
@@ -161,7 +164,7 @@ class Decoder:
 
     def _draft(self, gamma: int, text: list[int]) -> _Block:
         """Draft up to gamma tokens and append them to the text."""
-        block = _Block([], [], [])
+        block = _Block([], [], [], [])
         for _ in range(gamma):
             if self._propose(block, text) in self._eos_ids:
                 break
@@ -171,7 +174,8 @@ class Decoder:
         """Draft the next token of the text."""
         begun = time.perf_counter()
         row = self._draft_lane.forward(text[self._draft_lane.length :], 1)
-        shaped = self._shaper.processed(row, text, len(text))
+        allowed = self._shaper.allowed(row, text, len(text))
+        shaped = self._shaper.processed(allowed, text, len(text))
         best, likeliest = shaped.max(-1)
         check_finite(best.tolist(), "draft", len(text) - self._start)
         if self._shaper.greedy:
@@ -181,6 +185,7 @@ class Decoder:
             block.laws.append(law)
             token = self._choices.draft(law[0])
         block.rows.append(row)
+        block.allowed.append(allowed)
         block.tokens.append(token)
         text.append(token)
         block.seconds += time.perf_counter() - begun
@@ -203,7 +208,7 @@ class Decoder:
         count = len(block.tokens)
         kept, written = 0, None
         if count:
-            rows = torch.cat(block.rows)
+            rows = torch.cat(block.allowed)
             laws = block.laws
             scaled_q = torch.cat(laws) if laws else self._shaper.scaled(rows, text, base)
             pi = self._target(rows, target_rows[:count], scaled_q, scaled_p[:count])
@@ -226,7 +231,7 @@ class Decoder:
         token to write in its place, None if it passed.
         """
         token = self._propose(block, text)
-        row = block.rows[-1]
+        row = block.allowed[-1]
         q = block.laws[-1] if block.laws else self._shaper.scaled(row, text, len(text) - 1)
         pi = self._target(row, p_row, q, scaled_p)
         if self._choices.accept(acceptance_ratios(torch.tensor([token], device=row.device), pi, q)):

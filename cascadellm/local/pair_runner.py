@@ -24,7 +24,6 @@ from cascadellm.local.quick import QuickForward
 from cascadellm.local.record import PairRecord
 from cascadellm.local.rows import Shaper
 from cascadellm.local.rule_base import Rule
-from cascadellm.local.sampling import processors
 from cascadellm.local.sequential import SequentialDecoder
 from cascadellm.local.settings import Settings
 from cascadellm.local.streams import choices_for
@@ -139,7 +138,8 @@ class PairRunner:
     def decoder(self, prompt: Prompt, settings: Settings) -> Decoder | SequentialDecoder:
         """Return a fresh decoder for one answer."""
         device = self.target.device
-        shaper = Shaper(processors(settings, device), settings.greedy)
+        # one grammar masks the rows of both models, and is taken back with rejected drafts
+        shaper = Shaper.of(self.target.processors(prompt, settings), greedy=settings.greedy)
         choices = choices_for(settings, device)
         lanes: tuple[Any, ...]
         if self.target.is_encoder_decoder:

@@ -11,6 +11,7 @@ from torch import Tensor
 from transformers import LogitsProcessorList
 
 from cascadellm.errors import ModelError
+from cascadellm.local.constrain import GrammarProcessor
 from cascadellm.local.rule_laws import point_mass
 
 __all__ = ["Shaper", "check_finite"]
@@ -31,23 +32,41 @@ _MEMORYLESS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Shaper:
-    """Applies the same processors to the rows of both models.
+    """Applies the same mask and the same processors to the rows of both models.
 
     Attributes:
         processors: transformers' processors, in order; empty = the plain softmax.
         greedy: Whether the scaled rows are point masses (temperature 0).
+        mask: What may be written (a grammar), or None. It is part of both models: rules decide
+            on masked rows.
     """
 
     processors: LogitsProcessorList
     greedy: bool
+    mask: GrammarProcessor | None = None
+
+    @classmethod
+    def of(cls, chain: LogitsProcessorList, *, greedy: bool) -> Shaper:
+        """Return a shaper for a model's processors, of which the first may be a grammar."""
+        if chain and isinstance(chain[0], GrammarProcessor):
+            return cls(LogitsProcessorList(chain[1:]), greedy, chain[0])
+        return cls(chain, greedy)
 
     @property
     def plain(self) -> bool:
         """Whether the scaled rows equal the unscaled ones."""
         return not self.processors and not self.greedy
 
+    def allowed(self, logits: Tensor, text: Sequence[int], first: int) -> Tensor:
+        """Return logits with -inf where the mask forbids a token; arguments as in `processed`."""
+        if self.mask is None:
+            return logits
+        whole: Any = torch.tensor([text])
+        rows = [self.mask(whole[:, : first + i], logits[i : i + 1]) for i in range(len(logits))]
+        return torch.cat(rows)
+
     def processed(self, logits: Tensor, text: Sequence[int], first: int) -> Tensor:
-        """Return processed logits; row i follows text[: first + i]. Shape (k, vocab)."""
+        """Return processed masked logits; row i follows text[: first + i]. Shape (k, vocab)."""
         if not self.processors:
             return logits
         device = logits.device

@@ -62,7 +62,8 @@ class SequentialDecoder:
         text, written = self.tokens, len(self.tokens) - self._start
         row = self._draft.forward(text[self._draft.length :], 1)
         check_finite(row.amax(-1).tolist(), "draft", written)
-        q, scaled_q = row.softmax(-1), self._shaper.scaled(row, text, len(text))
+        allowed = self._shaper.allowed(row, text, len(text))
+        q, scaled_q = allowed.softmax(-1), self._shaper.scaled(allowed, text, len(text))
         rule = self._rule
         alone = rule if isinstance(rule, BinaryRule) and not rule.reads_target else None
         if alone is not None and not bool(alone.defers(q, q, scaled_q, scaled_q)):
@@ -71,9 +72,10 @@ class SequentialDecoder:
             return Round([token], 1, 1, 1, 1, 0.0, [row], None)
         other = self._target.forward(text[self._target.length :], 1)
         check_finite(other.amax(-1).tolist(), "target", written)
-        scaled_p = self._shaper.scaled(other, text, len(text))
+        theirs = self._shaper.allowed(other, text, len(text))
+        scaled_p = self._shaper.scaled(theirs, text, len(text))
         pi = rule.target_distribution(
-            q, other.softmax(-1), draft_scaled=scaled_q, target_scaled=scaled_p
+            q, theirs.softmax(-1), draft_scaled=scaled_q, target_scaled=scaled_p
         )
         token = self._choices.draft(scaled_q[0])
         ratio = acceptance_ratios(torch.tensor([token], device=row.device), pi, scaled_q)
