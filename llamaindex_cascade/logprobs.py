@@ -117,9 +117,9 @@ def can_score(llm: Any) -> bool | None:
     names = {cls.__name__ for cls in type(llm).__mro__}
     if "OpenAIResponses" in names:
         return False
-    if "OpenAI" in names or "LocalLLM" in names or "CascadeLLM" in names:
+    if names & {"OpenAI", "LocalLLM", "CascadeLLM", "HuggingFaceLLM"}:
         return True
-    if "HuggingFaceLLM" in names or "MockLLM" in names:
+    if "MockLLM" in names:
         return False
     return None
 

@@ -24,6 +24,7 @@ from cascadellm.errors import ConfigurationError
 from cascadellm.tier import LocalLike, Tier
 from llamaindex_cascade.chat_dicts import flatten_tools
 from llamaindex_cascade.convert import answer_from, chat_from_completion, copied
+from llamaindex_cascade.huggingface import with_scores, written_here
 from llamaindex_cascade.local import LocalLLM, local_model
 from llamaindex_cascade.logprobs import scoring_kwargs
 from llamaindex_cascade.objects import (
@@ -137,17 +138,19 @@ class CascadeTier:
     ) -> Answer:
         """Ask once."""
         method, arguments = self._prepared(asked, kwargs, reads)
-        return self._finished(getattr(self.llm, method)(**arguments), asked)
+        response = getattr(self.llm, method)(**arguments)
+        if written_here(self.llm):
+            response = with_scores(self.llm, response, arguments, reads)
+        return self._finished(response, asked)
 
     async def aask(
         self, asked: Asked, kwargs: Mapping[str, Any], reads: frozenset[str] = frozenset()
     ) -> Answer:
         """Ask once without blocking the event loop."""
-        method, arguments = self._prepared(asked, kwargs, reads)
         if self._blocks():
-            response = await asyncio.to_thread(getattr(self.llm, method), **arguments)
-        else:
-            response = await getattr(self.llm, f"a{method}")(**arguments)
+            return await asyncio.to_thread(self.ask, asked, kwargs, reads)
+        method, arguments = self._prepared(asked, kwargs, reads)
+        response = await getattr(self.llm, f"a{method}")(**arguments)
         return self._finished(response, asked)
 
     def stream(
