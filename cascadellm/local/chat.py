@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from cascadellm.errors import ConfigurationError, ContextWindowError, ModelError
-from cascadellm.local.families import fit_call_ids
+from cascadellm.local.history import fit_history
 
 if TYPE_CHECKING:
     import torch
@@ -94,7 +94,7 @@ def render(
         )
     turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else messages
     options = {"add_generation_prompt": True, **template_kwargs, "tokenize": False}
-    prepared = fit_call_ids(normalise(turns), str(template))
+    prepared = fit_history(normalise(turns), str(template))
     try:
         text: str = tokenizer.apply_chat_template(
             prepared, tools=list(tools) if tools else None, **options

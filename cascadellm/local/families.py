@@ -10,7 +10,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -33,13 +32,11 @@ __all__ = [
     "LlamaSections",
     "MistralSections",
     "family_of",
-    "fit_call_ids",
     "sections_for",
 ]
 
 _CALLS, _ARGS, _ID = "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]"
 _PYTHON = "<|python_tag|>"
-_ID_LENGTH = 9
 
 Family = Literal["hermes", "llama", "mistral-list", "mistral", "mistral-ids"]
 """How calls are written; `mistral-list` is the JSON list, the other two have `[ARGS]`."""
@@ -89,31 +86,6 @@ def family_of(template: str, declared: Any = None) -> Family:
             return "mistral-list"
         return "mistral-ids" if _ID in template else "mistral"
     return "llama" if _PYTHON in template or "ipython" in template else "hermes"
-
-
-def fit_call_ids(messages: list[dict[str, Any]], template: str) -> list[dict[str, Any]]:
-    """Shorten the identifiers of tool calls where the template demands nine characters.
-
-    A call and its result keep one identifier; other templates see them unchanged.
-    """
-    if _CALLS not in template:
-        return messages
-    fitted = []
-    for message in messages:
-        changed = dict(message)
-        if "tool_calls" in message:
-            changed["tool_calls"] = [{**c, "id": _short(c["id"])} for c in message["tool_calls"]]
-        if "tool_call_id" in message:
-            changed["tool_call_id"] = _short(message["tool_call_id"])
-        fitted.append(changed)
-    return fitted
-
-
-def _short(call_id: Any) -> str:
-    text = str(call_id)
-    if len(text) == _ID_LENGTH and text.isalnum():
-        return text
-    return hashlib.sha256(text.encode()).hexdigest()[:_ID_LENGTH]
 
 
 class MistralSections:

@@ -10,7 +10,8 @@ import pytest
 
 from cascadellm.answer import Answer, ToolCall
 from cascadellm.local import LocalModel
-from cascadellm.local.families import LlamaSections, MistralSections, fit_call_ids, sections_for
+from cascadellm.local.families import LlamaSections, MistralSections, sections_for
+from cascadellm.local.history import fit_call_ids
 from cascadellm.local.sections import Sections, TagSections
 from tests.local.tiny_models import CALCULATOR, script_model, tiny_tokenizer
 
@@ -54,6 +55,19 @@ def _read(make: Callable[[], Sections], text: str) -> tuple[str, str, list[ToolC
         ),
         ("[TOOL_CALLS]calc[ARGS]{bad", "", [ToolCall("calc", None, raw="{bad")]),
         ("[TOOL_CALLS]{bad", "", [ToolCall("", None, raw="{bad")]),
+        (
+            '[TOOL_CALLS]calc[ARGS]{"x": "[TOOL_CALLS] [ARGS]"}[TOOL_CALLS]{bad',
+            "",
+            [
+                ToolCall("calc", {"x": "[TOOL_CALLS] [ARGS]"}, raw='{"x": "[TOOL_CALLS] [ARGS]"}'),
+                ToolCall("", None, raw="{bad"),
+            ],
+        ),
+        (
+            '[TOOL_CALLS] [{"name": "calc", "arguments": {"x": "[ARGS]"}}] so',
+            "",
+            [ToolCall("", None, raw='[{"name": "calc", "arguments": {"x": "[ARGS]"}}] so')],
+        ),
     ],
 )
 def test_mistral_calls_are_read(text: str, answer: str, calls: list[ToolCall]) -> None:
@@ -78,6 +92,11 @@ def test_mistral_calls_are_read(text: str, answer: str, calls: list[ToolCall]) -
         ('{"name": "calc", "par', "", [ToolCall("calc", None, raw='{"name": "calc", "par')]),
         ("<|python_tag|>print(1)", "", [ToolCall("", None, raw="print(1)")]),
         ("<|pyth", "<|pyth", []),
+        (
+            '{"name": "calc", "parameters": {"x": "<|python_tag|>"}}',
+            "",
+            [ToolCall("calc", {"x": "<|python_tag|>"}, raw='{"x": "<|python_tag|>"}')],
+        ),
         ("", "", []),
     ],
 )

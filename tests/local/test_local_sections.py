@@ -82,6 +82,20 @@ def test_tags_split_text_the_same_way_for_every_grouping(
         assert calls == sections.calls
 
 
+def test_a_closing_tag_inside_a_string_is_text() -> None:
+    """Arguments may hold the closing tag; a line break ends a string that was left open."""
+    text = '<tool_call>\n{"name": "calc", "arguments": {"x": "\\"</tool_call>"}}\n</tool_call>ok'
+    broken = '<tool_call>\n{"name": "calc, \n</tool_call>ok'
+    for pieces in _groupings(text):
+        sections = TagSections(tools=True)
+        assert "ok" == _split(sections, pieces)["answer"]
+        assert {"x": '"</tool_call>'} == sections.calls[0].arguments
+    for pieces in _groupings(broken):
+        sections = TagSections(tools=True)
+        assert "ok" == _split(sections, pieces)["answer"]
+        assert sections.calls[0].arguments is None
+
+
 def test_a_prompt_that_opens_the_block_starts_inside_it() -> None:
     """Where the template wrote the opening tag, the text up to the closing tag is reasoning."""
     parts = _split(TagSections(tools=False, thinking=True), ["hm</think>Yes"])
