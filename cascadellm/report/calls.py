@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from cascadellm.report.page import Html, element, join, json_block
-from cascadellm.summary import finite
+from cascadellm.summary import finite, left
 
 __all__ = ["calls_table"]
 
@@ -43,6 +43,8 @@ def calls_table(rows: Sequence[Mapping[str, Any]], colors: Mapping[str, int], mo
     options += [element("option", name, value=name) for name in answered]
     options.append(element("option", "no answer", value="(none)"))
     escalated = [("", "escalated or not"), ("yes", "escalated"), ("no", "not escalated")]
+    if any(left(row) for row in rows):
+        escalated.append(("left", "abandoned"))
     search = element(
         "input",
         id="search",
@@ -67,6 +69,7 @@ def calls_table(rows: Sequence[Mapping[str, Any]], colors: Mapping[str, int], mo
             element("button", text, type="button", data_key=key),
             class_=kind or None,
             scope="col",
+            aria_sort="none",
         )
         for key, text, kind in _COLUMNS
     )
@@ -93,6 +96,7 @@ def _call(row: Mapping[str, Any]) -> dict[str, Any]:
         "answer": _cut(row.get("output")),
         "by": row.get("answered_by"),
         "escalated": bool(row.get("escalated")),
+        "left": left(row),
         "score": finite(last.get("score")),
         "threshold": finite(last.get("threshold")),
         "reason": str(last.get("error") or last.get("reason") or last.get("code") or ""),

@@ -16,6 +16,8 @@ __all__ = ["trace_charts", "written_moment"]
 
 _SLICES = 24
 _ACCEPTED, _DEFERRED = "accepted", "deferred"
+_PALE = 7
+"""The grey of what did not stand, beside the tier's own colour."""
 
 Row = Mapping[str, Any]
 
@@ -29,7 +31,7 @@ def trace_charts(rows: Sequence[Row], summary: Summary, colors: Mapping[str, int
     """Return the charts over recorded calls, of which there is at least one."""
     timed = _in_order(rows)
     named = {tier.name: colors[tier.name] for tier in summary.tiers}
-    charts = [_shares(timed, named), *_histograms(rows), _latencies(timed, named)]
+    charts = [_shares(timed, named), *_histograms(rows, named), _latencies(timed, named)]
     return [*charts, *_costs(timed, summary), *_reasons(rows)]
 
 
@@ -76,7 +78,7 @@ def _shares(timed: Sequence[tuple[float, Row]], colors: Mapping[str, int]) -> Ht
     return figure("Share of answers per tier", stacked(columns, names, x_label=label))
 
 
-def _histograms(rows: Sequence[Row]) -> list[Html]:
+def _histograms(rows: Sequence[Row], colors: Mapping[str, int]) -> list[Html]:
     found: dict[tuple[str, str], dict[str, list[float]]] = {}
     thresholds: dict[tuple[str, str], Counter[float]] = {}
     for row in rows:
@@ -100,7 +102,10 @@ def _histograms(rows: Sequence[Row]) -> list[Html]:
             else ""
         )
         chart = histogram(
-            groups, threshold=marked, x_label=_with_unit(name), colors={_ACCEPTED: 2, _DEFERRED: 5}
+            groups,
+            threshold=marked,
+            x_label=_with_unit(name),
+            colors={_ACCEPTED: colors.get(tier, 0), _DEFERRED: _PALE},
         )
         charts.append(figure(f"Scores of {tier}", chart, note))
     return charts
@@ -166,7 +171,8 @@ def _reasons(rows: Sequence[Row]) -> list[Html]:
         for attempt in row["attempts"]:
             if attempt["action"] != "accept":
                 counts[f"{attempt['action']}: {attempt.get('code') or 'unknown'}"] += 1
-    if not counts:
+    if len(counts) < 2:
+        # one reason alone is what the histograms show already
         return []
     drawn = bars(
         [(name, float(n), 5) for name, n in counts.most_common(8)], format=lambda v: f"{v:.0f}"

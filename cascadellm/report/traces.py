@@ -94,7 +94,7 @@ def render_traces(
     colors = {name: place for place, name in enumerate(names)}
     for name in summary.written:
         colors.setdefault(name, len(colors))
-    sections: list[Section | Html] = [_headline(summary)]
+    sections: list[Section | Html] = [_lead(summary), _headline(summary)]
     if not rows:
         sections.append(Section("", element("p", "The file holds no finished call.")))
     else:
@@ -141,6 +141,25 @@ def _seconds(value: float | None) -> str:
 def _ended(summary: Summary) -> str:
     failed = f"{summary.failed} without an answer"
     return f"{failed}, {summary.abandoned} abandoned" if summary.abandoned else failed
+
+
+def _lead(summary: Summary) -> Html:
+    """Return what the numbers say, as sentences."""
+    answered = [tier for tier in summary.tiers if tier.answered]
+    if not answered:
+        return Html("")
+    shares = [f"{tier.name} answered {tier.share:.0%}" for tier in answered]
+    listed = shares[0] if len(shares) == 1 else f"{', '.join(shares[:-1])} and {shares[-1]}"
+    said = [f"{listed} of {sum(tier.answered for tier in answered):,} answers."]
+    if summary.cost_usd is not None and summary.savings is not None:
+        less = "less" if summary.savings >= 0 else "more"
+        said.append(
+            f"The calls cost {_money(summary.cost_usd)}, {abs(summary.savings):.0%} {less} than "
+            f"{summary.tiers[-1].name} alone."
+        )
+    if summary.p50_s is not None:
+        said.append(f"Half of them ended within {_seconds(summary.p50_s)}.")
+    return element("p", " ".join(said), class_="lead")
 
 
 def _headline(summary: Summary) -> Html:

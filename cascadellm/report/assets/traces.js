@@ -22,6 +22,8 @@
   };
   const digits = (value, places) => value === null || value === undefined ? "" : Number(value.toPrecision(places)).toString();
   const seconds = (value) => value === null ? "" : value < 1 ? digits(value * 1000, 3) + " ms" : digits(value, 3) + " s";
+  const money = (value) => value === null || value === undefined ? "unknown"
+    : value === 0 ? "0" : Number(value.toPrecision(2)).toLocaleString("en", { maximumFractionDigits: 9 });
   const color = (name) => "c" + (name in colors ? colors[name] : 7);
   const chip = (name) => {
     const node = make("span", "key");
@@ -42,7 +44,7 @@
     const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
     const found = calls.filter((call) => {
       if (tier.value && (call.by === null ? "(none)" : call.by) !== tier.value) return false;
-      if (escalated.value && call.escalated !== (escalated.value === "yes")) return false;
+      if (escalated.value === "left" ? !call.left : escalated.value && call.escalated !== (escalated.value === "yes")) return false;
       return words.every((word) => text(call).includes(word));
     });
     if (order.key) {
@@ -81,8 +83,9 @@
       parts.push((attempt.score_name || "score") + " " + digits(attempt.score, 4) + sign);
     }
     if (attempt.latency_s) parts.push(seconds(attempt.latency_s));
+    if (attempt.first_token_s) parts.push("first token " + seconds(attempt.first_token_s));
     if (attempt.output_tokens !== null) parts.push(attempt.input_tokens + " in, " + attempt.output_tokens + " out");
-    if (attempt.action !== "skip") parts.push(attempt.cost_usd === null ? "cost unknown" : "$" + digits(attempt.cost_usd, 3));
+    if (attempt.action !== "skip") parts.push(attempt.cost_usd === null ? "cost unknown" : "$" + money(attempt.cost_usd));
     if (attempt.policy) parts.push("policy " + attempt.policy);
     return parts.join(" · ");
   };
@@ -95,7 +98,7 @@
     if (attempt.reason && !facts(attempt).startsWith(attempt.reason)) card.append(make("div", "facts", attempt.reason));
     if (attempt.error) card.append(make("div", "bad", attempt.error));
     for (const side of attempt.calls) {
-      const cost = side.cost_usd === null ? "cost unknown" : "$" + digits(side.cost_usd, 3);
+      const cost = side.cost_usd === null ? "cost unknown" : "$" + money(side.cost_usd);
       card.append(make("div", "facts", "+ " + side.purpose + " by " + side.name + " · " + seconds(side.latency_s) + " · " + cost + (side.error ? " · " + side.error : "")));
     }
     if (attempt.text && attempt.action !== "accept") card.append(make("div", "answer draft", attempt.text));
@@ -136,9 +139,11 @@
     question.append(opener);
     const by = make("td");
     by.append(chip(call.by));
+    if (call.left) by.append(make("span", "action", "abandoned"));
+    else if (call.error) by.append(make("span", "action error", "failed"));
     row.append(make("td", "moment", call.time), question, by);
     row.append(make("td", "number", digits(call.score, 4)), make("td", "why", call.error || call.reason));
-    row.append(make("td", "number", seconds(call.latency)), make("td", "number", call.cost === null ? "unknown" : digits(call.cost, 3)));
+    row.append(make("td", "number", seconds(call.latency)), make("td", "number", money(call.cost)));
     row.addEventListener("click", () => {
       const open = opener.getAttribute("aria-expanded") === "true";
       opener.setAttribute("aria-expanded", String(!open));
@@ -163,6 +168,10 @@
     button.addEventListener("click", () => {
       const key = button.dataset.key;
       order = { key, down: order.key === key ? !order.down : true };
+      for (const other of document.querySelectorAll("th[aria-sort]")) {
+        const own = other.contains(button);
+        other.setAttribute("aria-sort", !own ? "none" : order.down ? "descending" : "ascending");
+      }
       restart();
     });
   }
