@@ -77,9 +77,18 @@ class LangSmithServer:
         zstd: Whether `/info` offers compressed ingestion.
         delay_s: Seconds before each answer.
         status: HTTP status of ingestion; other than 2xx is an outage.
+        hold: Requests wait until it is set: a server that hangs.
     """
 
-    def __init__(self, *, zstd: bool = True, delay_s: float = 0.0, status: int = 202) -> None:
+    def __init__(
+        self,
+        *,
+        zstd: bool = True,
+        delay_s: float = 0.0,
+        status: int = 202,
+        hold: threading.Event | None = None,
+    ) -> None:
+        self.hold = hold
         self.zstd = zstd
         self.delay_s = delay_s
         self.status = status
@@ -227,6 +236,8 @@ def _handler(server: LangSmithServer) -> type[BaseHTTPRequestHandler]:
 
         def do_POST(self) -> None:
             body = self._body()
+            if server.hold is not None:
+                server.hold.wait(60)
             if server.delay_s:
                 threading.Event().wait(server.delay_s)
             server.headers.append(dict(self.headers))

@@ -69,11 +69,14 @@ class OtlpServer:
     Attributes:
         spans: Received spans in order of arrival.
         requests: (path, headers, raw body) per request.
+        status: HTTP status of every answer; other than 200 is an outage.
+        hold: Requests wait until it is set: a receiver that hangs.
     """
 
     spans: list[Received] = field(default_factory=list)
     requests: list[tuple[str, dict[str, str], bytes]] = field(default_factory=list)
     status: int = 200
+    hold: threading.Event | None = None
 
     def __enter__(self) -> Self:
         server = self
@@ -126,6 +129,8 @@ class _Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         """Receive an export."""
         body = self.rfile.read(int(self.headers["Content-Length"]))
+        if self.owner.hold is not None:
+            self.owner.hold.wait(60)
         if self.headers.get("Content-Encoding") == "gzip":
             body = gzip.decompress(body)
         if self.owner.status == 200:
