@@ -26,6 +26,7 @@ from llama_index.core.output_parsers import PydanticOutputParser
 from llama_index.core.prompts import PromptTemplate
 from llama_index.core.query_engine import RouterQueryEngine, SubQuestionQueryEngine
 from llama_index.core.question_gen import LLMQuestionGenerator
+from llama_index.core.schema import TextNode
 from llama_index.core.selectors import (
     LLMMultiSelector,
     LLMSingleSelector,
@@ -117,10 +118,9 @@ def _threads(go: Any) -> Callable[[Any], list[Seen]]:
 
 
 def index_of(facts: Any) -> VectorStoreIndex:
-    """Return an index of facts, by shared words."""
-    return VectorStoreIndex.from_documents(
-        [Document(text=fact) for fact in facts], embed_model=WordCountEmbedding()
-    )
+    """Return an index of facts, by shared words; ids settle which of two equals comes first."""
+    nodes = [TextNode(text=fact, id_=f"fact {place}") for place, fact in enumerate(facts)]
+    return VectorStoreIndex(nodes, embed_model=WordCountEmbedding())
 
 
 def query_engine(index: VectorStoreIndex, mode: str, question: str, **options: Any) -> Program:
