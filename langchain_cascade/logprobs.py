@@ -73,10 +73,14 @@ def _alternatives(items: Any) -> tuple[tuple[str, float], ...]:
     return tuple(sorted(known, key=lambda pair: -pair[1]))
 
 
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
+
+
 def _legacy(logprobs: Mapping[str, Any]) -> tuple[TokenScore, ...] | None:
-    values = list(logprobs.get("token_logprobs") or ())
-    texts = list(logprobs.get("tokens") or [""] * len(values))
-    tops = list(logprobs.get("top_logprobs") or [None] * len(values))
+    values = _listed(logprobs.get("token_logprobs"))
+    texts = _listed(logprobs.get("tokens")) or [""] * len(values)
+    tops = _listed(logprobs.get("top_logprobs")) or [None] * len(values)
     if not values or not len(values) == len(texts) == len(tops):
         return None
     scores = []
