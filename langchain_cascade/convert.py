@@ -19,7 +19,7 @@ from langchain_core.utils.function_calling import convert_to_openai_tool
 
 from cascadellm.answer import Answer, ToolCall, Usage
 from cascadellm.errors import ConfigurationError
-from langchain_cascade.logprobs import complete, openai_shape, part_of, token_scores
+from cascadellm.logprobs import complete, openai_shape, part_of, token_scores
 
 __all__ = [
     "answer_of",
@@ -261,7 +261,8 @@ def response_schema(kwargs: Mapping[str, Any], structured: Any = None) -> dict[s
         return dict(schema) if isinstance(schema, Mapping) else None
     if not isinstance(structured, Mapping):
         return None
-    method = (structured.get("kwargs") or {}).get("method")
+    options = structured.get("kwargs")
+    method = options.get("method") if isinstance(options, Mapping) else None
     if method in (None, "function_calling") or kwargs.get("tools"):
         return None
     try:

@@ -11,7 +11,7 @@ from langchain_core.messages.ai import UsageMetadata
 from langchain_core.outputs import ChatGenerationChunk
 
 from cascadellm.answer import Answer, Piece, TokenScore, Usage
-from langchain_cascade.logprobs import openai_shape
+from cascadellm.logprobs import openai_shape
 
 __all__ = ["Chunks"]
 

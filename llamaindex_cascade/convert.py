@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from llama_index.core.base.llms.types import (
 )
 
 from cascadellm.answer import Answer, ToolCall, Usage
+from llamaindex_cascade.fields import field_of
 from llamaindex_cascade.logprobs import token_scores
 
 __all__ = [
@@ -66,14 +67,6 @@ _COUNTS = (
     ("input_tokens", "output_tokens"),
     ("prompt_token_count", "candidates_token_count"),
 )
-
-
-def field_of(value: Any, name: str) -> Any:
-    """Return a mapping's item or an object's attribute, None when absent."""
-    # a plain dict is the usual case, and the check for mappings is slow
-    if type(value) is dict or isinstance(value, Mapping):
-        return value.get(name)
-    return getattr(value, name, None)
 
 
 def _first(value: Any) -> Any:

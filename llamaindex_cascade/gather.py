@@ -15,6 +15,7 @@ from llama_index.core.base.llms.types import (
 )
 
 from cascadellm.answer import Answer, TokenScore, Trace, Usage
+from cascadellm.logprobs import part_of
 from llamaindex_cascade.convert import (
     USAGE_KEYS,
     answer_from,
@@ -26,7 +27,7 @@ from llamaindex_cascade.convert import (
     usage_dict,
     usage_from,
 )
-from llamaindex_cascade.logprobs import chunk_scores, mark_parts
+from llamaindex_cascade.logprobs import chunk_scores
 from llamaindex_cascade.objects import as_object_text
 from llamaindex_cascade.tools import Asked
 
@@ -74,7 +75,7 @@ class Gathered:
             return answer_from(response)
         text = response.message.content or ""
         reasoning, calls = reasoning_of(response.message), tool_calls(response.message)
-        scores = mark_parts(self._scores, text=text, reasoning=reasoning, calls=bool(calls))
+        scores = part_of(tuple(self._scores), text, reasoning, bool(calls))
         return Answer(
             text=text,
             tokens=scores or None,

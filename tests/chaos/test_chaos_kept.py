@@ -11,11 +11,11 @@ import subprocess
 import sys
 import textwrap
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 from langchain_core.callbacks import BaseCallbackHandler
 from llama_index.core.base.llms.types import ChatMessage
@@ -28,6 +28,8 @@ from langchain_cascade import Threshold, mean_logprob
 from tests.chaos.chaos_support import size
 
 pytestmark = pytest.mark.chaos
+MOST_KEPT = 256
+"""Bytes per call; a record alone is several thousand."""
 ROOT = Path(__file__).resolve().parents[2]
 POLICY = Threshold(mean_logprob, -0.5)
 
@@ -123,35 +125,29 @@ def _llamaindex(policy: Any) -> Callable[[int], Any]:
     return lambda number: _forgotten(tiers, ways[number % len(ways)](f"question {number}"))
 
 
-def growth(ask: Callable[[int], Any], count: int) -> float:
-    """Return how much memory the second half of many calls adds. Unit: MiB."""
-    process = psutil.Process()
-    for number in range(count // 2):
+def kept_per_call(ask: Callable[[int], Any], count: int) -> float:
+    """Return how much of what many calls allocate stays, per call. Unit: bytes."""
+    for number in range(count // 10):
         ask(number)
     gc.collect()
-    before = process.memory_info().rss
-    for number in range(count // 2):
+    tracemalloc.start()
+    for number in range(count):
         ask(number)
     gc.collect()
-    return (process.memory_info().rss - before) / 2**20
+    kept, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return kept / count
 
 
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("build", [_langchain, _llamaindex])
 def test_memory_stays_flat(build: Callable[[Any], Callable[[int], Any]]) -> None:
-    """Many calls of every kind, half of them abandoned streams or escalations, keep no memory."""
-    count = size(20_000, 1_500)
-    # half a kilobyte a call would be a record that somebody keeps
-    assert growth(build(POLICY), count) < max(1.5, 0.5 * count / 2 / 1024)
+    """Many calls of every kind, abandoned streams and escalations among them, keep no memory."""
+    assert kept_per_call(build(POLICY), size(20_000, 1_000)) < MOST_KEPT
 
 
 def test_mutation_a_kept_record_is_noticed() -> None:
     """The measure fails for a cascade whose every answer is kept by somebody."""
     kept: list[Any] = []
     ask = _langchain(POLICY)
-    count = size(4_000, 1_500)
-
-    def leaking(number: int) -> None:
-        kept.append((ask(number), "x" * 4096))
-
-    assert growth(leaking, count) > max(1.5, 0.5 * count / 2 / 1024)
+    assert kept_per_call(lambda number: kept.append(ask(number)), 500) > MOST_KEPT

@@ -13,6 +13,7 @@ from langchain_core.messages import AIMessage, HumanMessage, SystemMessage, Tool
 
 from cascadellm.answer import Answer, TokenScore
 from cascadellm.errors import CascadeError
+from cascadellm.logprobs import openai_shape, token_scores
 from cascadellm.scores import SCORES
 from langchain_cascade.convert import (
     answer_of,
@@ -22,7 +23,6 @@ from langchain_cascade.convert import (
     openai_tools,
     response_schema,
 )
-from langchain_cascade.logprobs import openai_shape, token_scores
 
 FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 LEAVES = st.none() | st.booleans() | st.integers(-9, 9) | st.floats() | st.text(max_size=6)
@@ -153,8 +153,7 @@ def test_conversations_of_any_order(messages: Any) -> None:
     """Any order of messages is rendered for local models, one dict a message, and as text."""
     rendered = chat_dicts(messages)
     assert [one["role"] for one in rendered] == [
-        {"human": "user", "ai": "assistant"}.get(message.type, message.type)
-        for message in messages
+        {"human": "user", "ai": "assistant"}.get(message.type, message.type) for message in messages
     ]
     assert isinstance(buffer_text(messages), str)
 

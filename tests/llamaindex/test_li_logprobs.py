@@ -161,10 +161,10 @@ def test_reasoning_of_a_provider_is_apart_and_unscored() -> None:
 def test_reasoning_tokens_in_the_logprobs_are_marked() -> None:
     """Where logprobs cover the reasoning too, its tokens are told apart by the text."""
     from cascadellm.answer import TokenScore
-    from llamaindex_cascade.logprobs import mark_parts
+    from cascadellm.logprobs import part_of
 
     tokens = [TokenScore(t, -1.0) for t in ("Let", " me", " think", "\n", "Four", ".")]
-    marked = mark_parts(tokens, text="Four.", reasoning="Let me think", calls=False)
+    marked = part_of(tuple(tokens), "Four.", "Let me think", False)
     assert [t.part for t in marked] == ["reasoning"] * 4 + ["answer"] * 2
 
 

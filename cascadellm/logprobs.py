@@ -23,10 +23,10 @@ _LEAST_SHARE = 0.5
 
 def token_scores(logprobs: Any) -> tuple[TokenScore, ...] | None:
     """Return the token scores in any known shape, None where there are none."""
-    if isinstance(logprobs, Mapping):
-        if "token_logprobs" in logprobs:
+    if isinstance(logprobs, Mapping) or not isinstance(logprobs, Sequence):
+        if _get(logprobs, "token_logprobs") is not None:
             return _legacy(logprobs)
-        logprobs = logprobs.get("content")
+        logprobs = _get(logprobs, "content")
     if not isinstance(logprobs, Sequence) or isinstance(logprobs, str) or not logprobs:
         return None
     scores = [_score(item) for item in logprobs]
@@ -77,10 +77,10 @@ def _listed(value: Any) -> list[Any]:
     return list(value) if isinstance(value, Sequence) and not isinstance(value, str) else []
 
 
-def _legacy(logprobs: Mapping[str, Any]) -> tuple[TokenScore, ...] | None:
-    values = _listed(logprobs.get("token_logprobs"))
-    texts = _listed(logprobs.get("tokens")) or [""] * len(values)
-    tops = _listed(logprobs.get("top_logprobs")) or [None] * len(values)
+def _legacy(logprobs: Any) -> tuple[TokenScore, ...] | None:
+    values = _listed(_get(logprobs, "token_logprobs"))
+    texts = _listed(_get(logprobs, "tokens")) or [""] * len(values)
+    tops = _listed(_get(logprobs, "top_logprobs")) or [None] * len(values)
     if not values or not len(values) == len(texts) == len(tops):
         return None
     scores = []
