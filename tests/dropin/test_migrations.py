@@ -37,12 +37,12 @@ def reply(body: dict[str, Any]) -> Said:
     """Answer as a large hosted model would: by schema, by tool, or in words."""
     messages = body["messages"]
     if "json_schema" in body.get("response_format", {}):
-        return Said.text('{"name": "Ada", "age": 41}')
+        return Said.text('{"name": "Nia", "age": 41}')
     tools = body.get("tools") or []
     if tools and messages[-1]["role"] != "tool":
         function = tools[0]["function"]
         names = list(function["parameters"]["properties"])
-        values = {"name": "Ada", "age": 41, "expression": "127 * 46"}
+        values = {"name": "Nia", "age": 41, "expression": "127 * 46"}
         call = json.dumps({name: values.get(name, "x") for name in names})
         return Said(tool_calls=[("call_1", function["name"], call)])
     return Said.text("The answer stands in the context.")
