@@ -24,9 +24,10 @@ from cascadellm.events import Handler
 from langchain_cascade.convert import buffer_text, openai_tools, response_schema, tool_required
 from langchain_cascade.engine import Engine
 from langchain_cascade.handler import listeners
+from langchain_cascade.history import own_arguments, readable
 from langchain_cascade.local import LocalChatModel
 from langchain_cascade.retrieved import documents_of
-from langchain_cascade.tier import BoundTools, bind_tools, with_arguments
+from langchain_cascade.tier import BoundTools, base_model, bind_tools, with_arguments
 from langchain_cascade.tracing import Outer, Tracing
 
 __all__ = ["BOUND", "BOX", "Box", "CascadeCall", "visible"]
@@ -141,13 +142,17 @@ class CascadeCall:
     def prepare(self, effect: Call) -> tuple[Any, Any, dict[str, Any], RunnableConfig]:
         """Return (runnable, messages, arguments, config) for a tier's call."""
         runnable, arguments = self.asked(effect)
-        return runnable, effect.request.native, arguments, self._config(effect)
+        return runnable, self.messages(effect, runnable), arguments, self._config(effect)
+
+    def messages(self, effect: Call, runnable: Any) -> Any:
+        """Return the conversation as the tier's provider accepts it."""
+        return readable(effect.request.native, base_model(runnable))
 
     def asked(self, effect: Call) -> tuple[Any, dict[str, Any]]:
         """Return (runnable, arguments) for a tier's call."""
         tier = effect.tier
         arguments = {
-            **effect.request.kwargs,
+            **own_arguments(base_model(tier.model), effect.request.kwargs),
             **tier.kwargs,
             **self.engine.logprob_arguments(tier, effect.reads),
             **effect.kwargs,

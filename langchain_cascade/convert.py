@@ -40,7 +40,7 @@ _FINISH = {
     "tool_use": "tool_calls",
     "function_call": "tool_calls",
 }
-_ROLES = {"human": "user", "ai": "assistant", "system": "system"}
+_ROLES = {"human": "user", "system": "system"}
 
 
 def as_message(output: Any) -> AIMessage:
@@ -202,13 +202,38 @@ def chat_dicts(messages: Sequence[BaseMessage]) -> list[dict[str, Any]]:
 
 
 def _chat_dict(message: BaseMessage) -> dict[str, Any]:
+    if isinstance(message, AIMessage):
+        return _assistant(message)
     role = _ROLES.get(message.type)
-    plain = not (getattr(message, "tool_calls", None) or message.additional_kwargs)
-    if role is not None and plain and isinstance(message.content, str):
+    plain = not message.additional_kwargs and isinstance(message.content, str)
+    if role is not None and plain:
         return {"role": role, "content": message.content}
-    converted = convert_to_openai_messages([message])
+    try:
+        converted = convert_to_openai_messages([message])
+    except ValueError as error:
+        raise ConfigurationError(
+            f"local models read text only, and a {message.type} message holds more "
+            f"({str(error)[:200]}); remove it, or let another tier answer this request"
+        ) from error
     assert isinstance(converted, list)
     return converted[0]
+
+
+def _assistant(message: AIMessage) -> dict[str, Any]:
+    """Return an answer as text and calls: other providers' thoughts mean nothing to a template."""
+    text = message.content if isinstance(message.content, str) else str(message.text)
+    found: dict[str, Any] = {"role": "assistant", "content": text}
+    calls = [(c["id"], c["name"], json.dumps(c["args"])) for c in message.tool_calls]
+    calls += [(c["id"], c["name"] or "", c["args"] or "") for c in message.invalid_tool_calls]
+    if calls:
+        found["tool_calls"] = [
+            {"id": i or "", "type": "function", "function": {"name": name, "arguments": written}}
+            for i, name, written in calls
+        ]
+    thought = message.additional_kwargs.get("reasoning_content")
+    if thought and message.response_metadata.get("model_provider") == "local":
+        found["reasoning_content"] = thought
+    return found
 
 
 def buffer_text(messages: Sequence[BaseMessage]) -> str:

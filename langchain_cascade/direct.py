@@ -81,7 +81,7 @@ class DirectPerformer(LangChainPerformer):
         if effect.watch is not None or effect.tier.timeout_s or effect.purpose != "tier":
             return super().call(effect)
         runnable, arguments = self.context.asked(effect)
-        messages = effect.request.native
+        messages = self.context.messages(effect, runnable)
         if _bare(runnable):
             return answer_of(runnable.answer(messages, arguments))
         return answer_of(as_message(runnable.invoke(messages, **arguments)))
@@ -99,7 +99,7 @@ class AsyncDirectPerformer(AsyncLangChainPerformer):
         if effect.watch is not None or effect.tier.timeout_s or effect.purpose != "tier":
             return await super().call(effect)
         runnable, arguments = self.context.asked(effect)
-        messages = effect.request.native
+        messages = self.context.messages(effect, runnable)
         if _bare(runnable):
             return answer_of(await runnable.aanswer(messages, arguments))
         if self.context.sync_only(runnable):

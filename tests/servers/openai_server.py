@@ -1,7 +1,8 @@
 """A small OpenAI-compatible server on loopback, for the real client libraries.
 
 It answers chat completions and completions, streamed or not, with logprobs whose sampled token
-need not be the likeliest, tool calls in deltas, usage, refusals and errors. It records requests.
+need not be the likeliest, tool calls in deltas, usage, refusals and errors, and plain requests of
+the Responses API. It records requests.
 """
 
 from __future__ import annotations
@@ -136,6 +137,9 @@ class _Handler(BaseHTTPRequestHandler):
             error = {"message": f"status {said.status}", "type": "error", "code": None}
             self._json(said.status, {"error": error})
             return
+        if self.path.endswith("/responses"):
+            self._json(200, _response(body, said))
+            return
         chat = self.path.endswith("/chat/completions")
         if body.get("stream"):
             self._stream(body, said, chat=chat)
@@ -177,6 +181,30 @@ def _envelope(body: dict[str, Any], kind: str, choices: list[Any]) -> dict[str, 
         "created": 1,
         "model": body.get("model", "fake"),
         "choices": choices,
+    }
+
+
+def _response(body: dict[str, Any], said: Said) -> dict[str, Any]:
+    """Return an answer of the Responses API, without streams and logprobs."""
+    text = {"type": "output_text", "text": said.content, "annotations": []}
+    message = {"type": "message", "id": "msg_1", "role": "assistant", "status": "completed"}
+    prompt, made = said.usage or (0, 0)
+    usage = {"input_tokens": prompt, "output_tokens": made, "total_tokens": prompt + made}
+    details = {
+        "input_tokens_details": {"cached_tokens": 0},
+        "output_tokens_details": {"reasoning_tokens": 0},
+    }
+    return {
+        "id": "resp_1",
+        "object": "response",
+        "created_at": 1,
+        "model": body.get("model", "fake"),
+        "status": "completed",
+        "output": [{**message, "content": [text]}],
+        "parallel_tool_calls": True,
+        "tool_choice": "auto",
+        "tools": [],
+        "usage": {**usage, **details},
     }
 
 
