@@ -42,7 +42,8 @@ def local() -> None:
 
     def show(node: Node, depth: int = 0) -> None:
         shown = {k: v for k, v in node.metadata.items() if k.startswith("cascade_")}
-        print(f"{'  ' * depth}{node.kind} {node.name} {shown or ''}")
+        shown = shown or node.run.get("outputs") or {}
+        print(f"{'  ' * depth}{node.kind} {node.name} {shown}")
         for child in node.children:
             show(child, depth + 1)
 

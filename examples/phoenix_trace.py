@@ -59,3 +59,6 @@ for _ in range(60 if options.check else 0):
             )
             break
     time.sleep(0.5)
+else:
+    if options.check:
+        raise SystemExit(f"Phoenix at {options.endpoint} shows no such trace")

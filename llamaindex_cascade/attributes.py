@@ -15,6 +15,7 @@ from cascadellm.answer import Attempt, Trace
 __all__ = ["OtelSpan", "attempt_attributes", "record_values", "trace_attributes"]
 
 _LANGSMITH = "langsmith.metadata."
+_LANGFUSE = "langfuse.observation.metadata."
 _TAGS = "langsmith.span.tags"
 _LONGEST = 250
 _OF_ATTEMPT = ("tier", "name", "action", "score", "threshold", "policy")
@@ -58,6 +59,7 @@ def _named(values: Mapping[str, Any], tags: list[str]) -> dict[str, Any]:
             continue
         attributes[f"cascade.{name}"] = value
         attributes[f"{_LANGSMITH}cascade_{name}"] = value
+        attributes[f"{_LANGFUSE}cascade_{name}"] = value
     attributes[_TAGS] = ",".join(tags)
     return attributes
 

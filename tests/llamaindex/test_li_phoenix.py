@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -66,6 +67,28 @@ def phoenix(tmp_path: Path) -> Iterator[str]:
         process.wait(30)
 
 
+def _page_filters(url: str) -> dict[str, list[str]]:
+    """Return what each filter that docs/tracing.md lists for Phoenix finds in it."""
+    page = (EXAMPLE.parents[1] / "docs" / "tracing.md").read_text("utf-8")
+    listed = re.search(r"\*\*Phoenix\*\*.*?```text\n(.*?)```", page, flags=re.S)
+    assert listed is not None
+    asked = (
+        "query($f: String!) { projects { edges { node { spans(filterCondition: $f, first: 50) "
+        "{ edges { node { name } } } } } } }"
+    )
+    found: dict[str, list[str]] = {}
+    for condition in listed[1].strip().splitlines():
+        body = json.dumps({"query": asked, "variables": {"f": condition}}).encode()
+        request = urllib.request.Request(
+            f"{url}/graphql", body, {"Content-Type": "application/json"}
+        )
+        with urllib.request.urlopen(request, timeout=30) as reply:
+            projects = json.load(reply)["data"]["projects"]["edges"]
+        spans = [edge for project in projects for edge in project["node"]["spans"]["edges"]]
+        found[condition] = [edge["node"]["name"] for edge in spans]
+    return found
+
+
 @pytest.mark.phoenix
 @pytest.mark.slow
 @pytest.mark.timeout(600)
@@ -80,6 +103,8 @@ def test_phoenix_shows_the_trace(phoenix: str) -> None:
     )
     found = json.loads(result.stdout[result.stdout.index("{") :])
     assert found["answered_by"] == "large"
+    for name, finds in _page_filters(phoenix).items():
+        assert finds, name
     names = found["spans"]
     assert names.count("CascadeTier.attempt") == 2
     assert names.count("LocalLLM.chat") == 2
