@@ -7,7 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from llama_index.core.base.llms.types import (
+    CachePoint,
     ChatMessage,
+    CitationBlock,
     MessageRole,
     TextBlock,
     ThinkingBlock,
@@ -17,8 +19,9 @@ from llama_index.core.base.llms.types import (
 from cascadellm.errors import ConfigurationError
 from llamaindex_cascade.convert import field_of
 
-__all__ = ["chat_dicts", "flatten_tools"]
+__all__ = ["calls_of", "chat_dicts", "flatten_tools"]
 
+_READ = (TextBlock, ThinkingBlock, ToolCallBlock, CachePoint, CitationBlock)
 _ROLES = {
     MessageRole.CHATBOT: "assistant",
     MessageRole.MODEL: "assistant",
@@ -39,13 +42,17 @@ def chat_dicts(messages: Sequence[ChatMessage]) -> list[dict[str, Any]]:
 def _chat_dict(message: ChatMessage) -> dict[str, Any]:
     role = _ROLES.get(message.role, str(getattr(message.role, "value", message.role)))
     for block in message.blocks:
-        if not isinstance(block, (TextBlock, ThinkingBlock, ToolCallBlock)):
+        if not isinstance(block, _READ):
             raise ConfigurationError(
                 f"local models read text only, got a {type(block).__name__}; put a tier that "
                 "takes it in this place, or remove it from the messages"
             )
     result: dict[str, Any] = {"role": role, "content": message.content or ""}
-    calls = _calls(message)
+    # thoughts with a signature or number are another provider's
+    own = [b for b in message.blocks if isinstance(b, ThinkingBlock) and b.content]
+    if own and not any(block.additional_information for block in own):
+        result["reasoning_content"] = "\n".join(block.content or "" for block in own)
+    calls = calls_of(message)
     if calls:
         result["tool_calls"] = calls
     for name in ("tool_call_id", "name"):
@@ -54,7 +61,8 @@ def _chat_dict(message: ChatMessage) -> dict[str, Any]:
     return result
 
 
-def _calls(message: ChatMessage) -> list[dict[str, Any]]:
+def calls_of(message: ChatMessage) -> list[dict[str, Any]]:
+    """Return a message's tool calls in OpenAI form, arguments as objects."""
     blocks = [block for block in message.blocks if isinstance(block, ToolCallBlock)]
     if blocks:
         return [_call(b.tool_call_id, b.tool_name, b.tool_kwargs) for b in blocks]
@@ -84,7 +92,7 @@ def flatten_tools(messages: Sequence[ChatMessage]) -> list[ChatMessage]:
     names: dict[str, str] = {}
     flat = []
     for message in messages:
-        calls = _calls(message)
+        calls = calls_of(message)
         names.update({call["id"]: call["function"]["name"] for call in calls})
         if calls:
             lines = [message.content] if message.content else []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import aclosing, closing
 from typing import Any, cast
@@ -219,11 +220,13 @@ def _message(text: str, reasoning: str | None, answer: Answer | None = None) -> 
     written = []
     for call in calls:
         arguments = dict(call.arguments) if call.arguments is not None else call.raw
+        # results refer to it, and hosted tiers refuse calls without one
+        call_id = call.id or f"call_{uuid.uuid4().hex[:16]}"
         blocks.append(
-            ToolCallBlock(tool_call_id=call.id or None, tool_name=call.name, tool_kwargs=arguments)
+            ToolCallBlock(tool_call_id=call_id, tool_name=call.name, tool_kwargs=arguments)
         )
         function = {"name": call.name, "arguments": call.raw or arguments}
-        written.append({"id": call.id, "type": "function", "function": function})
+        written.append({"id": call_id, "type": "function", "function": function})
     # streamed structured output looks for calls under this key only
     extra = {"tool_calls": written} if written else {}
     return ChatMessage(role=MessageRole.ASSISTANT, blocks=blocks, additional_kwargs=extra)

@@ -24,6 +24,7 @@ from cascadellm.errors import ConfigurationError
 from cascadellm.tier import LocalLike, Tier
 from llamaindex_cascade.chat_dicts import flatten_tools
 from llamaindex_cascade.convert import answer_from, chat_from_completion, copied
+from llamaindex_cascade.history import readable
 from llamaindex_cascade.huggingface import with_scores, written_here
 from llamaindex_cascade.local import LocalLLM, local_model
 from llamaindex_cascade.logprobs import scoring_kwargs
@@ -205,7 +206,8 @@ class CascadeTier:
         """Return the conversation as this tier must see it, as deep copies.
 
         The tier's own system prompt comes first, system messages take the role that the
-        provider expects, and a tier without tools reads earlier tool calls as text.
+        provider expects, other providers' thoughts are left out, and a tier without tools reads
+        earlier tool calls as text.
         """
         metadata = self.llm.metadata
         own = [copied(message) for message in messages]
@@ -214,6 +216,7 @@ class CascadeTier:
             own = own if own[:1] == [first] else [first, *own]
         if not metadata.is_function_calling_model:
             own = flatten_tools(own)
+        own = readable(own, self.llm)
         if metadata.system_role != MessageRole.SYSTEM:
             for message in own:
                 if message.role == MessageRole.SYSTEM:
