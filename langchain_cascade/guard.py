@@ -12,6 +12,8 @@ from uuid import UUID
 
 from langchain_core.tracers.langchain import LangChainTracer
 
+from langchain_cascade.scrub import scrub
+
 __all__ = ["INTERRUPTED", "OuterTracer", "TierTracer", "for_outer", "for_tiers", "forgive", "held"]
 
 INTERRUPTED = "ls_is_error_interrupt"
@@ -65,6 +67,10 @@ class TierTracer(LangChainTracer):
 
     without_logprobs = False
 
+    def _persist_run_single(self, run: Any) -> None:
+        scrub(run)
+        super()._persist_run_single(run)
+
     def _on_llm_end(self, run: Any) -> None:
         if self.without_logprobs:
             try:
@@ -80,6 +86,8 @@ class TierTracer(LangChainTracer):
     def _update_run_single(self, run: Any) -> None:  # type: ignore[override]
         parent = self.run_map.get(str(run.parent_run_id))
         if not held(run, parent):
+            # defaults of the tracer may have come in since the start
+            scrub(run)
             super()._update_run_single(run)
 
 

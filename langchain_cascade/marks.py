@@ -15,6 +15,7 @@ from cascadellm.tier import Tier
 from langchain_cascade.engine import Engine
 from langchain_cascade.guard import INTERRUPTED, forgive, held
 from langchain_cascade.local import LocalChatModel
+from langchain_cascade.scrub import scrub
 from langchain_cascade.tier import base_model
 
 __all__ = ["Marks", "outer_marks"]
@@ -137,6 +138,7 @@ def _send(tracer: Any, run: Any) -> None:
         run.end_time = datetime.now(UTC)
     ended = run.end_time is not None
     if ended and isinstance(tracer, LangChainTracer) and not run.extra.get("__disabled"):
+        scrub(run)
         run.patch()
 
 
