@@ -14,7 +14,7 @@ from langchain_core.prompts import ChatPromptTemplate
 from langchain_core.runnables import RunnableLambda, RunnablePassthrough
 from langchain_core.vectorstores import InMemoryVectorStore
 
-from cascadellm import Decision, call_context, record_cascade
+from cascadellm import Decision, ToolCall, call_context, record_cascade
 from cascadellm.demo.langchain import WordCountEmbeddings
 from cascadellm.policies import Moment, Policy
 from cascadellm.testing import FakeModel
@@ -173,6 +173,35 @@ def test_a_provider_judges_through_its_own_client() -> None:
         assert RIGHT == called(chain, "invoke")
         (body,) = fake.bodies
         assert f"Context:\n{FACTS[0]}\n\nAnswer:\n{draft}" in body["messages"][0]["content"]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_an_agents_retrieval_tool_counts_for_its_answer(asynchronous: bool) -> None:
+    """What a tool retrieved is known to the agent's later steps, and not to its first one."""
+    from langchain.agents import create_agent
+
+    policy = Sees()
+
+    def reply(messages: Any) -> Any:
+        done = any(message["role"] == "tool" for message in messages)
+        return RIGHT if done else ToolCall("search", {"query": "Where does Nia live?"}, id="c1")
+
+    llm, _ = cascade(policy, reply)
+
+    def search(query: str) -> str:
+        """Search the facts."""
+        return "\n".join(found.page_content for found in retriever().invoke(query))
+
+    agent = create_agent(llm, [search])
+    config: Any = {"callbacks": [RetrievedDocuments()]}
+    question: Any = {"messages": [("user", "Where does Nia live?")]}
+    if asynchronous:
+        result = asyncio.run(agent.ainvoke(question, config))
+    else:
+        result = agent.invoke(question, config)
+    assert RIGHT == result["messages"][-1].content
+    assert [(), (FACTS[0],)] == policy.seen
 
 
 def test_a_failed_run_is_forgotten() -> None:
