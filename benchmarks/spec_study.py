@@ -84,6 +84,13 @@ SWEEPS: dict[str, tuple[Callable[[float], rules.Rule], tuple[float, ...]]] = {
     "Mentored": (rules.Mentored, (0.3, 0.6, 0.9)),
 }
 
+ADAPTIVE: dict[str, tuple[Callable[[float], rules.Rule], tuple[float, ...]]] = {
+    "Opt": (rules.Opt, (-0.1, 0.0)),
+    "TokenV2": (rules.TokenV2, (0.1, 0.3)),
+    "TokenV3": (rules.TokenV3, (0.1, 0.3, 0.5, 0.8)),
+}
+"""Rules that are measured with adaptive gamma too, where longer drafts may pay."""
+
 
 class Pairing:
     """The methods that one pair of models offers.
@@ -206,6 +213,10 @@ class Pairing:
                 warnings.simplefilter("ignore")
                 swept = values[1::2][:2] if quick else values
                 found += [Method(family, value, self.pair(build(value))) for value in swept]
+        if not quick:
+            for family, (build, values) in ADAPTIVE.items():
+                name = f"{family}, adaptive gamma"
+                found += [Method(name, v, self.pair(build(v), "adaptive")) for v in values]
         if self.temperature:
             block = self.pair(lossless, block_verification=True)
             found.append(Method("lossless, blocks", None, block))
