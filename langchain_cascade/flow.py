@@ -6,6 +6,7 @@ before its own code runs, and travels down in one private argument.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import suppress
 from typing import Any
@@ -298,6 +299,11 @@ class CascadeFlow(BaseChatModel):
         context = self._context(messages, stop, run_manager, kwargs, asynchronous=True)
         try:
             return _result(await adrive(context.plan(), AsyncLangChainPerformer(context)), context)
+        except asyncio.CancelledError as gone:
+            if run_manager is not None:
+                # LangChain itself leaves the run of a cancelled call open
+                await run_manager.on_llm_error(gone)
+            raise
         finally:
             context.close()
 

@@ -132,12 +132,10 @@ def _with_cost(run: Any, metadata: dict[str, Any], cost_usd: float | None) -> di
 
 
 def _send(tracer: Any, run: Any) -> None:
-    """Send a run that has ended; one that has not goes out with its end, marks and all."""
-    if run.end_time is None and run.error is not None:
+    if run.end_time is None:
         # LangChain never ends the run of a call that was cancelled
         run.end_time = datetime.now(UTC)
-    ended = run.end_time is not None
-    if ended and isinstance(tracer, LangChainTracer) and not run.extra.get("__disabled"):
+    if isinstance(tracer, LangChainTracer) and not run.extra.get("__disabled"):
         scrub(run)
         run.patch()
 

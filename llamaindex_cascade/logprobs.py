@@ -15,7 +15,7 @@ from cascadellm import logprobs as engine
 from cascadellm.answer import Piece, TokenScore
 from llamaindex_cascade.fields import field_of
 
-__all__ = ["chunk_scores", "can_score", "scoring_kwargs", "token_scores"]
+__all__ = ["chunk_scores", "can_score", "scoring_kwargs", "token_scores", "usage_kwargs"]
 
 _TOP = 5
 
@@ -80,3 +80,16 @@ def scoring_kwargs(llm: Any, reads: frozenset[str]) -> dict[str, Any]:
         return {"logprobs": True, "top_logprobs": max(top, getattr(llm, "top_logprobs", 0) or 0)}
     # the completion endpoint takes the number itself
     return {"logprobs": max(top, 1)}
+
+
+def usage_kwargs(llm: Any) -> dict[str, Any]:
+    """Return the call arguments that make OpenAI count the tokens of a stream.
+
+    Other servers that speak its protocol may refuse what they do not know; for those, give the
+    LLM `additional_kwargs={"stream_options": {"include_usage": True}}`.
+    """
+    names = {cls.__name__ for cls in type(llm).__mro__}
+    own = str(getattr(llm, "api_base", "") or "").startswith("https://api.openai.com/")
+    if "OpenAI" not in names or not own or "stream_options" in (llm.additional_kwargs or {}):
+        return {}
+    return {"stream_options": {"include_usage": True}}

@@ -88,13 +88,19 @@ def _process_exception(span: Any, event: Any) -> None:
     """End a tier's stream that was closed as what it is: no failure."""
     try:
         left = isinstance(event.exception, (GeneratorExit, asyncio.CancelledError))
-        parent = span._parent  # noqa: SLF001
-        ours = parent is not None and parent._otel_span.name.startswith("CascadeTier.")  # noqa: SLF001
-        if left and ours and span.waiting_for_streaming:
+        if left and span.waiting_for_streaming and _at_a_tier(span):
             span._otel_span.add_event("cascade_stream_closed")  # noqa: SLF001
             span.end()
     except Exception:
         _log.debug("a closed stream could not be shown", exc_info=True)
+
+
+def _at_a_tier(span: Any) -> bool:
+    while span is not None:
+        if span._otel_span.name.startswith("CascadeTier."):  # noqa: SLF001
+            return True
+        span = span._parent  # noqa: SLF001
+    return False
 
 
 def _record(trace: dict[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from llamaindex_cascade.convert import answer_from, chat_from_completion, copied
 from llamaindex_cascade.history import readable
 from llamaindex_cascade.huggingface import with_scores, written_here
 from llamaindex_cascade.local import LocalLLM, local_model
-from llamaindex_cascade.logprobs import scoring_kwargs
+from llamaindex_cascade.logprobs import scoring_kwargs, usage_kwargs
 from llamaindex_cascade.objects import (
     as_object_text,
     native_call,
@@ -158,18 +158,26 @@ class CascadeTier:
         self, asked: Asked, kwargs: Mapping[str, Any], reads: frozenset[str] = frozenset()
     ) -> Iterator[ChatResponse]:
         """Ask, and yield the answer as it grows."""
-        method, arguments = self._prepared(asked, kwargs, reads)
+        method, arguments = self._streamed(asked, kwargs, reads)
         return _as_chat(getattr(self.llm, f"stream_{method}")(**arguments))
 
     async def astream(
         self, asked: Asked, kwargs: Mapping[str, Any], reads: frozenset[str] = frozenset()
     ) -> AsyncIterator[ChatResponse]:
         """Ask, and yield the answer as it grows, without blocking the event loop."""
-        method, arguments = self._prepared(asked, kwargs, reads)
+        method, arguments = self._streamed(asked, kwargs, reads)
         if self._blocks():
             chunks = await asyncio.to_thread(getattr(self.llm, f"stream_{method}"), **arguments)
             return _as_achat(_pumped(chunks))
         return _as_achat(await getattr(self.llm, f"astream_{method}")(**arguments))
+
+    def _streamed(
+        self, asked: Asked, kwargs: Mapping[str, Any], reads: frozenset[str]
+    ) -> tuple[str, dict[str, Any]]:
+        method, arguments = self._prepared(asked, kwargs, reads)
+        if method in ("chat", "complete"):
+            arguments = {**usage_kwargs(self.llm), **arguments}
+        return method, arguments
 
     def _blocks(self) -> bool:
         """Return whether the LLM's async methods would run its sync ones on the loop."""

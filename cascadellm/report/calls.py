@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
@@ -92,6 +93,7 @@ def _call(row: Mapping[str, Any]) -> dict[str, Any]:
     drafts = list(row.get("drafts") or ())
     return {
         "time": "" if moment is None else _written(moment),
+        "asked": _asked(row.get("input")),
         "question": _cut(row.get("input")),
         "answer": _cut(row.get("output")),
         "by": row.get("answered_by"),
@@ -130,6 +132,14 @@ def _scalars(data: Any) -> dict[str, Any] | None:
         return None
     plain = (str, int, float, bool)
     return {str(k): v for k, v in data.items() if isinstance(v, plain) and v == v}
+
+
+def _asked(text: Any) -> str:
+    """Return the part of a conversation that tells one call from another, for its row."""
+    whole = str(text or "")
+    last = re.split(r"^(?:user|human): ", whole, flags=re.IGNORECASE | re.MULTILINE)[-1]
+    marked = re.findall(r"(?:Query|Question): *(.+?)(?:\nAnswer:|$)", last, flags=re.DOTALL)
+    return (marked[-1] if marked else last).strip()[:400]
 
 
 def _cut(text: Any) -> str | None:

@@ -164,6 +164,8 @@ def test_page_when_opened(browser: Browser, tmp_path: Path, request: pytest.Fixt
     )
     assert 0 < browser.run(rows) < 41
     browser.run("document.querySelector('th button[data-key=score]').click()")
+    sorted_by = "return document.querySelector('th[aria-sort=descending] button').dataset.key"
+    assert "score" == browser.run(sorted_by)
     browser.run("document.querySelectorAll('#calls tr.call')[0].click()")
     browser.run("document.querySelectorAll('#calls tr.call')[2].click()")
     browser.run("document.getElementById('search').scrollIntoView()")

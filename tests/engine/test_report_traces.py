@@ -262,3 +262,32 @@ def test_command_when_the_page_cannot_be_written(tmp_path: Path) -> None:
 
     assert 2 == result.exit_code
     assert "directory" in result.output.lower()
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("How far?", "How far?"),
+        ("system: Be brief.\nuser: How far?", "How far?"),
+        ("System: Be brief.\nHuman: Hi\nAI: Hello\nHuman: How far?", "How far?"),
+        ("user: Context:\nlong\nQuery: How far?\nAnswer: ", "How far?"),
+        ("Summarise this: " + "x" * 500, "Summarise this: " + "x" * 384),
+        (None, ""),
+    ],
+)
+def test_row_when_a_conversation_was_recorded(text: str | None, shown: str) -> None:
+    """A row shows what was asked last, not the prompt around it; the whole is in its detail."""
+    from cascadellm.report.calls import _asked
+
+    assert shown == _asked(text)
+
+
+def test_page_when_calls_were_abandoned(tmp_path: Path) -> None:
+    """The page leads with who answered, and counts, marks and filters abandoned calls."""
+    attempt = {"tier": 0, "name": "small", "action": "stopped", "code": "abandoned"}
+    row = {"answered_by": "small", "tier": 0, "attempts": [attempt], "latency_s": 0.5, "time": 1.0}
+    page = render_traces([row, {**row, "attempts": [{**attempt, "code": "last"}]}])
+    assert "small answered 100% of 2 answers." in page
+    assert "1 abandoned" in page
+    assert [True, False] == [call["left"] for call in data_of(page)["calls"]][::-1]
+    assert '<option value="left">abandoned</option>' in page

@@ -204,3 +204,30 @@ def test_the_mark_is_missed_when_leaving_is_not_told(
     with record_cascade() as recorder:
         leave(llm, path, {})
     assert not recorder.records
+
+
+@pytest.mark.parametrize("traced", [False, True])
+def test_a_cancelled_call_is_recorded_and_closed(traced: bool) -> None:
+    """A cancelled `ainvoke` leaves a record of what was paid and no open run."""
+    slow = FakeModel("late", name="large", delay_s=30)
+    llm = CascadeLLM([fakes()[0], slow], CHOW)
+
+    async def run(config: Any) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(0.2):
+                await llm.ainvoke("hi", config)
+        await asyncio.sleep(0.01)
+
+    with LangSmithServer() as server, record_cascade() as recorder:
+        client = Client(api_url=server.url, api_key="ls-none")
+        asyncio.run(run({"callbacks": [LangChainTracer(client=client)]} if traced else None))
+        client.flush()
+        client.cleanup()
+    (trace,) = recorder.traces
+    assert ["escalate", "stopped"] == [attempt.action for attempt in trace.attempts]
+    assert (None, True) == (trace.answered_by, trace.abandoned)
+    if traced:
+        root = server.tree()
+        assert set(server.runs) == server.ended
+        assert "cascade:abandoned" in root.tags
+        assert not [node.name for node in root.all() if node.run.get("error")]

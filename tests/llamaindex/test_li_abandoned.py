@@ -15,10 +15,11 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from cascadellm import Always, Price, Tier, record_cascade
+from cascadellm import Always, EarlyAbort, Price, Tier, mean_logprob, record_cascade
 from cascadellm.testing import FakeModel
 from llamaindex_cascade import CascadeLLM, tracing
-from tests.llamaindex.li_support import Events, Spans, user
+from tests.llamaindex.li_support import Events, Spans, asked, openai, user
+from tests.servers.openai_server import OpenAIServer, Said
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
@@ -121,6 +122,43 @@ def test_openinference_shows_a_left_stream_closed_and_marked(
         for kind in ("prompt", "completion")
     )
     assert counted == sum(t["input"] + t["output"] for t in record["tokens_by_tier"].values())
+
+
+@pytest.mark.parametrize("endpoint", ["chat", "achat", *STREAMS])
+def test_openinference_shows_a_stopped_draft_as_no_failure(
+    endpoint: str, exported: InMemorySpanExporter
+) -> None:
+    """A hopeless draft that is stopped early ends its span well, with the tokens so far."""
+    hopeless = FakeModel(" ".join(["hm"] * 30), name="small", logprob=-3.0)
+    large = FakeModel("Four.", name="large", logprob=-0.1)
+    policy = EarlyAbort(mean_logprob, -1, after_tokens=3)
+    chunks = asked(CascadeLLM([hopeless, large], policy), endpoint)
+    record = chunks[-1].additional_kwargs["cascade"]
+    assert [a["action"] for a in record["attempts"]] == ["stopped", "accept"]
+    found = exported.get_finished_spans()
+    assert not [span.name for span in found if not span.status.is_ok]
+    counted = sum(
+        span.attributes.get(f"llm.token_count.{kind}", 0)
+        for span in found
+        for kind in ("prompt", "completion")
+    )
+    assert counted == sum(t["input"] + t["output"] for t in record["tokens_by_tier"].values())
+
+
+@pytest.mark.parametrize("endpoint", ["stream_chat", "astream_chat"])
+def test_openinference_shows_a_left_hosted_stream_as_no_failure(
+    endpoint: str, exported: InMemorySpanExporter
+) -> None:
+    """The stream of a provider that is left half way ends its span without an error, too."""
+    with OpenAIServer(Said.text("one two three four five", delay_s=0.02)) as server:
+        small = FakeModel("draft", name="small", logprob=-2.0)
+        llm = CascadeLLM([small, Tier(openai(server), name="large", price=PRICE)], Always())
+        with record_cascade() as recorder:
+            leave(llm, endpoint)
+    assert recorder.traces[0].abandoned
+    # what a provider charges for half a stream is not known, and unknown is not zero
+    assert recorder.traces[0].cost_usd is None
+    assert not [s.name for s in exported.get_finished_spans() if not s.status.is_ok]
 
 
 def test_a_cancelled_call_is_recorded(spans: Spans) -> None:

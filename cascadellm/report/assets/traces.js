@@ -132,7 +132,7 @@
 
   const summaryRow = (call) => {
     const row = make("tr", "call");
-    const opener = make("button", "open", call.question || "(text not recorded)");
+    const opener = make("button", "open", call.asked || "(text not recorded)");
     opener.type = "button";
     opener.setAttribute("aria-expanded", "false");
     const question = make("td", "question");
