@@ -220,6 +220,8 @@ def agents(kind: str, tools: list[FunctionTool], question: str) -> Program:
                 for name in names
             ]
             return AgentWorkflow(agents=members, root_agent="one")
+        if kind == "output-cls":
+            return FunctionAgent(tools=tools, llm=llm, streaming=streaming, output_cls=Person)
         cls = {"function": FunctionAgent, "react": ReActAgent}[kind]
         return cls(tools=tools, llm=llm, streaming=streaming)
 
@@ -230,9 +232,13 @@ def agents(kind: str, tools: list[FunctionTool], question: str) -> Program:
         events = [event async for event in handler.stream_events()]
         output = await handler
         text = output.response.content or ""
+        if kind == "output-cls":
+            text = json.dumps(output.structured_response)
         told = [e for e in events if type(e).__name__ == "AgentStream"]
         # every step streams its own text, the last one the answer
-        shown = _last_step(told) if streaming and told and kind != "react" else None
+        shown = (
+            _last_step(told) if streaming and told and kind not in ("react", "output-cls") else None
+        )
         memory = await context.store.get("memory")
         return Seen(text, shown, [output, events, await memory.aget_all()])
 

@@ -96,13 +96,16 @@ def problems(watch: Watch, seen: Seen) -> list[str]:
 
 
 def run_everywhere(
-    ways: Mapping[str, Callable[[CascadeLLM], list[Seen]]], build: Callable[[], CascadeLLM]
+    ways: Mapping[str, Callable[[CascadeLLM], list[Seen]]],
+    build: Callable[[], CascadeLLM],
+    never: tuple[str, ...] = (),
 ) -> tuple[str, list[Any]]:
     """Run a program in each of its ways and assert that all are faultless and agree.
 
     Args:
         ways: Each runs the program once or, as a batch, several times at once.
         build: Makes a fresh cascade.
+        never: Words that nothing may show, e.g. those of a rejected tool call.
 
     Returns: The final answer, and the decisions of one run.
     """
@@ -112,6 +115,8 @@ def run_everywhere(
         with Watch(llm) as watch:
             seen = go(llm)
         faults = [fault for one in seen for fault in problems(watch, one)]
+        dumped = [text for one in seen for text in strings([one.text, one.shown, one.state])]
+        faults += [f"{w!r} is in {text!r}" for w in never for text in dumped if w in text.lower()]
         assert not faults, f"{way}: {faults}"
         found = decisions(watch.records)
         # the runs of a batch decide alike, so sorting put each decision's copies side by side

@@ -42,6 +42,7 @@ ANSWER = "Paris it certainly is."
 PERSON = {"name": "Ada", "age": 41, "home": "Orla"}
 CHOICE = '[{"choice": 1, "reason": "capitals"}]'
 PLAN = '```json\n{"items": [{"sub_question": "Capital of France?", "tool_name": "facts"}]}\n```'
+GOOD = ToolCall("Person", PERSON)
 CALL = ToolCall("add", {"a": 2, "b": 2}, id="call_1")
 THOUGHT = 'Thought: I need a tool.\nAction: add\nAction Input: {"a": 2, "b": 2}'
 BAD_THOUGHT = "Thought: zonk\nAction: add\nAction Input: zebra=quagga"
@@ -74,6 +75,11 @@ def plans(messages: Any) -> Any:
 def calls(messages: Any) -> Any:
     """Call the tool, then answer."""
     return ANSWER if any(m["role"] == "tool" for m in messages) else CALL
+
+
+def fills_in(messages: Any) -> Any:
+    """Call the tool, answer, then write the object that the agent asks for."""
+    return GOOD if "according to the provided schema" in told(messages) else calls(messages)
 
 
 def hands_off(messages: Any) -> Any:
@@ -111,9 +117,9 @@ class Case:
 
 
 def _objects() -> Iterator[Case]:
-    good, bad = ToolCall("Person", PERSON), ToolCall("Person", {"name": "zebra", "age": "quagga"})
+    bad = ToolCall("Person", {"name": "zebra", "age": "quagga"})
     for made in (programs.structured, programs.structured_llm):
-        yield Case(made(programs.Person, "Ada"), good, bad, Valid(), json.dumps(PERSON))
+        yield Case(made(programs.Person, "Ada"), GOOD, bad, Valid(), json.dumps(PERSON))
     written = json.dumps(PERSON)
     yield Case(programs.parsed(programs.Person, "Ada"), written, DRAFT, Valid(), written)
 
@@ -141,6 +147,13 @@ CASES = [
     ),
     Case(programs.agents("function", [ADD], "2 + 2?"), calls),
     Case(programs.agents("workflow", [ADD], "2 + 2?"), calls),
+    Case(
+        programs.agents("function", [ADD], "2 + 2?"),
+        calls,
+        ToolCall("add", {"a": "zebra", "b": "quagga"}),
+        Valid(),
+    ),
+    Case(programs.agents("output-cls", [ADD], "2 + 2?"), fills_in, answer=json.dumps(PERSON)),
     Case(programs.agents("handoff", [ADD], "2 + 2?"), hands_off),
     Case(programs.agents("react", [ADD], "2 + 2?"), reacts, BAD_THOUGHT, ReactParsable()),
     *(Case(programs.router(INDEX, kind, ASKED), chooses) for kind in ("llm-single", "llm-multi")),
@@ -217,7 +230,9 @@ def test_a_program_runs_alike_in_every_way(case: Case, kind: str, stack: ExitSta
     if kind == "hosted" and case.program.name == "extractors":
         # extractors are async inside, and a provider's async client lives in one loop
         del ways["threads"]
-    text, found = run_everywhere(ways, lambda: CascadeLLM(tiers_of(case, kind, stack), case.policy))
+    text, found = run_everywhere(
+        ways, lambda: CascadeLLM(tiers_of(case, kind, stack), case.policy), never=("zebra",)
+    )
     assert {"small" if kind == "accepted" else "large"} == {name for name, *_ in found}
     if case.answer is not None:
         assert case.answer == text
@@ -251,8 +266,11 @@ class Leaky(CascadeLLM):
 def test_a_leaked_draft_is_noticed() -> None:
     """A draft that reaches the caller's stream is found."""
     made = doubted()
+    ways = {"stream": STREAMED.ways["stream"]}
     with pytest.raises(AssertionError, match="of the rejected draft"):
-        run_everywhere({"stream": STREAMED.ways["stream"]}, lambda: Leaky(made.tiers, CHOW))
+        run_everywhere(ways, lambda: Leaky(made.tiers, CHOW))
+    with pytest.raises(AssertionError, match="'zebra' is in"):
+        run_everywhere(ways, lambda: Leaky(made.tiers, CHOW), never=("zebra",))
 
 
 def test_tokens_counted_twice_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
