@@ -18,7 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from cascadellm import Always, EarlyAbort, Price, Tier, mean_logprob, record_cascade
 from cascadellm.testing import FakeModel
 from llamaindex_cascade import CascadeLLM, tracing
-from tests.llamaindex.li_support import Events, Spans, asked, openai, user
+from tests.llamaindex.li_support import Events, Spans, asked, openai, run, user
 from tests.servers.openai_server import OpenAIServer, Said
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -53,7 +53,7 @@ def leave(llm: CascadeLLM, endpoint: str, after: int = 2, *, how: str = "close")
         if how == "close":
             await stream.aclose()
 
-    asyncio.run(go())
+    run(go())
     gc.collect()
 
 
@@ -166,7 +166,7 @@ def test_a_cancelled_call_is_recorded(spans: Spans) -> None:
     slow = FakeModel("late", name="large", delay_s=30)
     llm = CascadeLLM([FakeModel("draft", name="small"), slow], Always())
 
-    async def run() -> None:
+    async def cancelled() -> None:
         task = asyncio.create_task(llm.achat(user()))
         await asyncio.sleep(0.1)
         assert slow.calls
@@ -175,7 +175,7 @@ def test_a_cancelled_call_is_recorded(spans: Spans) -> None:
             await task
 
     with record_cascade() as recorder:
-        asyncio.run(run())
+        asyncio.run(cancelled())
     (record,) = recorder.records
     assert ["escalate", "stopped"] == [a.action for a in record.trace.attempts]
     assert not spans.open_spans

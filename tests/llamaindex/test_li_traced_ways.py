@@ -168,6 +168,10 @@ def test_openinference_gets_one_right_tree_per_call(
         "small",
         "large",
     }
+    for span in inner:
+        # what is the cascade's own stays on the cascade's span
+        assert "cascade.answered_by" not in span.attributes
+        assert "Threshold" not in str(span.attributes.get("llm.invocation_parameters"))
     assert _spent(traces) == _counted(spans)
     assert not [s.name for s in spans if not s.status.is_ok and s.name.startswith("Cascade")]
 

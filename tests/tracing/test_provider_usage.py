@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 from langchain_openai import ChatOpenAI
 
@@ -55,25 +56,49 @@ def provider() -> Iterator[tuple[OpenAIServer, Counted]]:
         yield server, counted
 
 
+def _langchain(path: str, server: OpenAIServer, policy: Any, judge: bool) -> None:
+    with httpx.Client() as client:
+        if path.startswith("a"):
+            asyncio.run(_drained(path, server, policy, judge))
+            return
+        llm = _chain_cascade(server, policy, judge, http_client=client)
+        said = getattr(llm, path)("2 + 2?")
+        assert list(said) if path == "stream" else said
+
+
+def _chain_cascade(server: OpenAIServer, policy: Any, judge: bool, **clients: Any) -> Any:
+    models = [
+        ChatOpenAI(
+            model=name,
+            base_url=server.url,
+            api_key="none",
+            max_retries=0,
+            stream_usage=True,
+            **clients,
+        )
+        for name in ("small", "large", "judge")
+    ]
+    policy = Judge(Tier(models[2], price=SMALL), threshold=7) if judge else policy
+    tiers = [
+        Tier(models[0], name="small", price=SMALL),
+        Tier(models[1], name="large", price=LARGE),
+    ]
+    return langchain_cascade.CascadeLLM(tiers, policy)
+
+
+async def _drained(path: str, server: OpenAIServer, policy: Any, judge: bool) -> None:
+    async with httpx.AsyncClient() as client:
+        llm = _chain_cascade(server, policy, judge, http_async_client=client)
+        if path == "ainvoke":
+            await llm.ainvoke("2 + 2?")
+            return
+        async for _ in llm.astream("2 + 2?"):
+            pass
+
+
 def _run(framework: str, path: str, server: OpenAIServer, policy: Any, judge: bool) -> None:
     if framework == "langchain":
-        models = [
-            ChatOpenAI(
-                model=name, base_url=server.url, api_key="none", max_retries=0, stream_usage=True
-            )
-            for name in ("small", "large", "judge")
-        ]
-        policy = Judge(Tier(models[2], price=SMALL), threshold=7) if judge else policy
-        tiers = [
-            Tier(models[0], name="small", price=SMALL),
-            Tier(models[1], name="large", price=LARGE),
-        ]
-        llm: Any = langchain_cascade.CascadeLLM(tiers, policy)
-        if path.startswith("a"):
-            asyncio.run(_drained(llm, path))
-        else:
-            said = getattr(llm, path)("2 + 2?")
-            list(said) if path == "stream" else said
+        _langchain(path, server, policy, judge)
         return
     counting = {"stream_options": {"include_usage": True}}
     hosted = [
@@ -88,15 +113,6 @@ def _run(framework: str, path: str, server: OpenAIServer, policy: Any, judge: bo
     asked(llamaindex_cascade.CascadeLLM(tiers, policy), path)
 
 
-async def _drained(llm: Any, path: str) -> None:
-    if path == "ainvoke":
-        await llm.ainvoke("2 + 2?")
-        return
-    async for _ in llm.astream("2 + 2?"):
-        pass
-
-
-@pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.parametrize("judge", [False, True], ids=["threshold", "judge"])
 @pytest.mark.parametrize(
     ("framework", "path"),
