@@ -119,11 +119,14 @@ class GrammarProcessor(LogitsProcessor):
         self._matcher.fill_next_token_bitmask(self._mask)
         self._mask &= self._shown
         known = min(self._width, scores.shape[-1])
-        device = scores.device
-        if device.type not in ("cpu", "cuda") or scores.dtype not in _KERNELS:
-            return scores.masked_fill(~_bits(self._mask, known).to(device), float("-inf"))
+        if scores.device.type != "cpu" or scores.dtype not in _KERNELS:
+            # packed until it is on the device; xgrammar's kernels there need further packages
+            allowed = torch.zeros_like(scores, dtype=torch.bool)
+            allowed[:, :known] = _bits(self._mask.to(scores.device), known)
+            return scores.masked_fill(~allowed, float("-inf"))
         masked = scores.clone()
-        self._apply(masked, self._mask.to(device), vocab_size=known)
+        self._apply(masked, self._mask, vocab_size=known)
+        masked[:, known:] = float("-inf")
         return masked
 
     def _follow(self, text: Sequence[int]) -> None:
@@ -154,5 +157,5 @@ def _without(bit: int) -> int:
 
 def _bits(mask: torch.Tensor, count: int) -> torch.Tensor:
     """Return a packed mask, shape (1, words), as booleans, shape (1, count)."""
-    places = torch.arange(32, dtype=torch.int32)
+    places = torch.arange(32, dtype=torch.int32, device=mask.device)
     return ((mask.unsqueeze(-1) >> places) & 1).bool().flatten(1)[:, :count]
