@@ -59,7 +59,7 @@ class Grounded(Policy):
         embed: Your embedding model, for a measure by meaning: a function from a list of texts
             to vectors, or an object with `embed_documents` (LangChain) or
             `get_text_embedding_batch` (LlamaIndex). The score of an answer is then the least
-            cosine of its sentences to their nearest passage.
+            cosine to their nearest passage of those sentences that claim something new.
         judge: A model that says whether the answer is supported, instead of a measure.
         no_answer: Phrases that mean "the context has no answer"; () switches this off.
 
@@ -149,9 +149,21 @@ def overlap(answer: str, context: str) -> float | None:
     return sum(word in known for word in claims) / len(claims)
 
 
+def _new_sentences(answer: str) -> list[str]:
+    """Return the sentences that claim what no earlier one did: a repetition needs no support."""
+    said: set[str] = set()
+    kept = []
+    for sentence in _SENTENCE.split(answer):
+        claims = set(_claims(sentence))
+        if claims - said:
+            kept.append(sentence)
+        said |= claims
+    return kept
+
+
 def nearest(answer: str, passages: Sequence[str], embed: Any) -> float | None:
-    """Return the least, over the answer's sentences, of the cosine to the nearest passage."""
-    sentences = [part for part in _SENTENCE.split(answer) if _claims(part)]
+    """Return the least, over an answer's claiming sentences, of the cosine to the nearest passage."""
+    sentences = _new_sentences(answer)
     if not sentences:
         return None
     vectors = [list(map(float, v)) for v in nearest_embedder(embed)([*sentences, *passages])]

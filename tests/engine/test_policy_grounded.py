@@ -57,6 +57,19 @@ def test_an_embedding_model_measures_by_meaning() -> None:
     assert ("escalate", True) == (both.action, both.score is not None and both.score < 0.3)
 
 
+def test_a_repetition_needs_no_support_of_its_own() -> None:
+    """A last sentence that only repeats a value is not compared, a new value is."""
+
+    def embed(texts: list[str]) -> list[list[float]]:
+        return [[float("lives in Fenland" in t), 0.1, float("answer" in t)] for t in texts]
+
+    policy = Grounded(0.9, embed=embed)
+    repeats = "Nia lives in Fenland. The answer is Fenland."
+    assert "accept" == decide(repeats, policy).attempts[0].action
+    adds = "Nia lives in Fenland. The answer is Marlow."
+    assert "escalate" == decide(adds, policy).attempts[0].action
+
+
 @pytest.mark.parametrize(
     ("verdict", "deferred", "code"),
     [
