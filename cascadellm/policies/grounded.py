@@ -162,7 +162,7 @@ def _new_sentences(answer: str) -> list[str]:
 
 
 def nearest(answer: str, passages: Sequence[str], embed: Any) -> float | None:
-    """Return the least, over an answer's claiming sentences, of the cosine to the nearest passage."""
+    """Return the least cosine, over claiming sentences, to the nearest passage."""
     sentences = _new_sentences(answer)
     if not sentences:
         return None
