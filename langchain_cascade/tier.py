@@ -15,6 +15,7 @@ from cascadellm.errors import ConfigurationError, MissingDependencyError
 from cascadellm.tier import LocalLike, Tier
 from langchain_cascade.convert import openai_tools
 from langchain_cascade.local import LocalChatModel
+from langchain_cascade.retries import without_retries
 
 __all__ = [
     "BoundTools",
@@ -47,6 +48,8 @@ def resolve(value: Any) -> Tier:
             "a tier must be a chat model or another Runnable, a LocalModel, a Tier, or a string "
             f"such as 'hf:Qwen/Qwen3-0.6B' or 'openai:gpt-4o-mini'; got {type(model).__name__}"
         )
+    if tier.retry is not None:
+        model = without_retries(model)
     return tier if model is tier.model else tier.but(model=model)
 
 

@@ -35,6 +35,7 @@ from llamaindex_cascade.objects import (
     route,
     wrapped_object,
 )
+from llamaindex_cascade.retries import without_retries
 from llamaindex_cascade.tools import Asked
 
 __all__ = ["CascadeTier", "TierBook", "engine_tier"]
@@ -63,6 +64,8 @@ def engine_tier(value: Any) -> Tier:
             "a tier is a LlamaIndex LLM, a local model, a Tier around one, or 'hf:<model>', got "
             f"{type(model).__name__}"
         )
+    if tier.retry is not None:
+        model = without_retries(model)
     return tier if model is tier.model else tier.but(model=model)
 
 

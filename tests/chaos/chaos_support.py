@@ -62,21 +62,21 @@ class Clients:
         self._async.append(httpx.AsyncClient(limits=limits, timeout=20))
         return {"http_client": self._sync[-1]}
 
-    def langchain(self, name: str, **tier: Any) -> Tier:
+    def langchain(self, name: str, *, max_retries: int = 0, **tier: Any) -> Tier:
         """Return a `ChatOpenAI` as a tier."""
         http = self._http()
         model = ChatOpenAI(
-            model=name, base_url=self.url, api_key="none", max_retries=0, stream_usage=True,
-            http_async_client=self._async[-1], **http,
+            model=name, base_url=self.url, api_key="none", stream_usage=True,
+            max_retries=max_retries, http_async_client=self._async[-1], **http,
         )  # fmt: skip
         return Tier(model, name=name, **tier)
 
-    def llamaindex(self, name: str, **tier: Any) -> Tier:
+    def llamaindex(self, name: str, *, max_retries: int = 0, **tier: Any) -> Tier:
         """Return an `OpenAILike` as a tier."""
         http = self._http()
         model = OpenAILike(
-            model=name, api_base=self.url, api_key="none", is_chat_model=True, max_retries=0,
-            async_http_client=self._async[-1], **http,
+            model=name, api_base=self.url, api_key="none", is_chat_model=True,
+            max_retries=max_retries, async_http_client=self._async[-1], **http,
         )  # fmt: skip
         return Tier(model, name=name, **tier)
 
