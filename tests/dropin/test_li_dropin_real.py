@@ -12,13 +12,16 @@ import pytest
 pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+from llama_index.core.response_synthesizers import get_response_synthesizer
 from llama_index.core.tools import FunctionTool
 from pydantic import create_model
 
+from cascadellm import Record, record_cascade
 from cascadellm.demo import Question, load, questions
+from cascadellm.demo.llamaindex import WordCountEmbedding
 from cascadellm.demo.tools import calculator
 from cascadellm.local import LocalModel
-from llamaindex_cascade import CascadeLLM, Threshold, Tier, Valid, mean_logprob
+from llamaindex_cascade import CascadeLLM, Grounded, Threshold, Tier, Valid, mean_logprob
 from tests.dropin import li_programs as programs
 from tests.dropin.li_programs import Program
 from tests.dropin.li_watch import run_everywhere
@@ -149,3 +152,38 @@ def test_a_hosted_large_tier_behind_the_real_small_one(mode: str, pair: Pair) ->
         text, found = run_everywhere(program.ways, build)
     assert "She is 61, by the record." == text
     assert {"hosted"} == {name for name, *_ in found}
+
+
+def asked_about(llm: CascadeLLM, items: list[Question]) -> list[Record]:
+    """Ask each question through LlamaIndex's text-QA prompt, with its own passages."""
+    synthesizer = get_response_synthesizer(llm=llm)
+    with record_cascade() as recorder:
+        for item in items:
+            synthesizer.get_response(item.query, ["\n\n".join(item.facts)])
+    return recorder.records
+
+
+def test_a_draft_that_finds_no_answer_is_deferred(pair: Pair) -> None:
+    """What the small model says when it finds nothing goes on; with a threshold of 0 only that."""
+    items = questions(40, 5, "not_in_context") + questions(40, 5, "one_fact")
+    records = asked_about(CascadeLLM(list(pair), Grounded(0)), items)
+    for record in records:
+        found_none = "does not hold the answer" in (record.drafts[0] or "")
+        assert ("no_answer" == record.trace.attempts[0].code) == found_none
+        assert record.trace.escalated == found_none
+    assert any(record.trace.escalated for record in records)
+    assert not all(record.trace.escalated for record in records)
+
+
+def test_grounded_deferral_mends_what_the_small_model_invents(pair: Pair) -> None:
+    """Measured on the retrieval embedding, unsupported drafts go on and the answers get better."""
+    items = questions(40, 5, "not_in_context") + questions(40, 5, "one_fact")
+    policy = Grounded(0.9, embed=WordCountEmbedding())
+    records = asked_about(CascadeLLM(list(pair), policy), items)
+    graded = [
+        (item.grade(record.drafts[0] or ""), item.grade(record.output), record.trace.escalated)
+        for item, record in zip(items, records, strict=True)
+    ]
+    small, cascade_, deferred = (sum(column) / len(graded) for column in zip(*graded, strict=True))
+    assert cascade_ > small + 0.3
+    assert deferred < 0.8
