@@ -27,6 +27,7 @@ from tests.langchain.lc_tools import PATHS
 pytest.importorskip("torch")
 pytest.importorskip("xgrammar")
 
+from tests.local.random_schemas import random_class
 from tests.local.tiny_models import tiny_llama
 
 METHODS = ("function_calling", "json_schema", None)
@@ -78,6 +79,29 @@ def test_a_random_model_gives_objects(random_model, method, seed):
     chat = LocalChatModel(random_model, temperature=0 if seed is None else 1.0, seed=seed)
     found = chat.with_structured_output(Paint, method=method).invoke("Which paint?")
     assert isinstance(found, Paint)
+
+
+@pytest.fixture(scope="module")
+def free(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalModel]:
+    """A model with nearly flat laws: it writes everything that it may."""
+    path = tiny_llama(tmp_path_factory.mktemp("free"), window=8192, sharp=False)
+    with LocalModel(path, name="small", max_new_tokens=400) as model:
+        yield model
+
+
+@pytest.mark.parametrize("method", ["function_calling", "json_schema"])
+def test_random_classes_are_filled(free, method):
+    """At temperature 1 every class is filled, unless the answer says that it was cut off."""
+    whole = 0
+    for seed in range(12):
+        schema = random_class(seed)
+        chat = LocalChatModel(free, temperature=1.0, seed=seed, logprobs=False)
+        found = chat.with_structured_output(schema, method=method, include_raw=True).invoke("Go")
+        if found["raw"].response_metadata["finish_reason"] == "length":
+            continue
+        assert isinstance(found["parsed"], schema), (found["raw"], found["parsing_error"])
+        whole += 1
+    assert whole > 5
 
 
 def test_other_kinds_of_schemas_and_raw_messages(random_model):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import random
-from typing import Any
+from enum import Enum
+from typing import Annotated, Any, Literal
 
-__all__ = ["random_schema", "random_tool"]
+from pydantic import BaseModel, Field, create_model
+
+__all__ = ["random_class", "random_schema", "random_tool"]
 
 _NAMES = ("name", "count", "tags", "when", "unit", "ok", "items", "note_2", "Größe")
 
@@ -94,3 +97,35 @@ def _tuple(source: random.Random, depth: int) -> dict[str, Any]:
 
 def _mapping(source: random.Random, depth: int) -> dict[str, Any]:
     return {"type": "object", "additionalProperties": _flag(source, depth), "maxProperties": 2}
+
+
+class _Unit(Enum):
+    METRE = "m"
+    SECOND = "s"
+
+
+def random_class(seed: int) -> type[BaseModel]:
+    """Return a pydantic class of fields that structured output meets."""
+    source = random.Random(seed)
+    inner = create_model("Inner", **_fields(source, []))  # type: ignore[call-overload]
+    outer = create_model("Outer", __doc__="Something.", **_fields(source, [inner, list[inner]]))  # type: ignore[call-overload]
+    return outer  # type: ignore[no-any-return]
+
+
+def _fields(source: random.Random, more: list[Any]) -> dict[str, Any]:
+    kinds: list[Any] = [
+        (Literal["red", "green", 3], ...),
+        (_Unit, ...),
+        (bool, False),
+        (Annotated[int, Field(ge=-5, lt=50)], ...),
+        (Annotated[float, Field(ge=0, le=9)], 1.5),
+        (Annotated[str, Field(min_length=1, max_length=5)], ...),
+        (Annotated[str, Field(pattern="^[a-c]{2}$")], ...),
+        (Literal["a", "b"] | None, None),
+        (Annotated[list[bool], Field(max_length=3)], ...),
+        (Annotated[dict[str, bool], Field(max_length=1)], ...),
+        (tuple[bool, Literal[1]], ...),
+        *((Annotated[kind, Field()], ...) for kind in more),
+    ]
+    chosen = source.sample(kinds, 3) + ([kinds[-2]] if more else [])
+    return {f"field_{place}": kind for place, kind in enumerate(chosen)}

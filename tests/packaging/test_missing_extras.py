@@ -28,6 +28,16 @@ CASES = {
         ["torch"],
         "from llamaindex_cascade import LocalLLM; LocalLLM(model='some/model')",
     ),
+    "structured": (
+        ["xgrammar"],
+        "from cascadellm import demo as d; d.load('small').generate('hi', response_schema={})",
+    ),
+    "structured-langchain": (
+        ["xgrammar"],
+        "from langchain_cascade import LocalChatModel; from cascadellm.demo import load; "
+        "LocalChatModel(load('small')).with_structured_output({'title': 'T', 'type': 'object', "
+        "'properties': {}}, method='json_schema').invoke('hi')",
+    ),
     "calibrate": (
         ["numpy"],
         "from cascadellm.calibration import calibrate_threshold",
