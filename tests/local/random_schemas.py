@@ -108,8 +108,8 @@ def random_class(seed: int) -> type[BaseModel]:
     """Return a pydantic class of fields that structured output meets."""
     source = random.Random(seed)
     inner = create_model("Inner", **_fields(source, []))  # type: ignore[call-overload]
-    outer = create_model("Outer", __doc__="Something.", **_fields(source, [inner, list[inner]]))  # type: ignore[call-overload]
-    return outer  # type: ignore[no-any-return]
+    fields = _fields(source, [inner, list[inner]])
+    return create_model("Outer", __doc__="Something.", **fields)  # type: ignore[call-overload,no-any-return]
 
 
 def _fields(source: random.Random, more: list[Any]) -> dict[str, Any]:

@@ -34,9 +34,11 @@ CASES = {
     ),
     "structured-langchain": (
         ["xgrammar"],
-        "from langchain_cascade import LocalChatModel; from cascadellm.demo import load; "
-        "LocalChatModel(load('small')).with_structured_output({'title': 'T', 'type': 'object', "
-        "'properties': {}}, method='json_schema').invoke('hi')",
+        (
+            "from langchain_cascade import LocalChatModel; from cascadellm.demo import load; "
+            "LocalChatModel(load('small')).with_structured_output({'title': 'T', 'type': "
+            "'object', 'properties': {}}, method='json_schema').invoke('hi')"
+        ),
     ),
     "calibrate": (
         ["numpy"],
