@@ -86,6 +86,8 @@ def test_both_versions_of_a_migration_run(name: str, sign: str, server: OpenAISe
 
 
 def test_the_page_holds_the_migrations() -> None:
-    """The LlamaIndex migrations are on the page, and the pattern above finds them."""
-    wanted = {"query engine", "chat engine", "agent", "structured prediction"}
-    assert {f"LlamaIndex {what}" for what in wanted} <= set(DIFFS)
+    """All eight migrations are on the page, and the pattern above finds them."""
+    llamaindex = {"query engine", "chat engine", "agent", "structured prediction"}
+    langchain = {"LangChain chain", "LangChain agent", "LangGraph graph"}
+    wanted = langchain | {"LangChain structured output"} | {f"LlamaIndex {w}" for w in llamaindex}
+    assert wanted == set(DIFFS)
