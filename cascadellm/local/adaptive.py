@@ -6,7 +6,7 @@ from typing import Protocol
 
 __all__ = ["AdaptiveGamma", "FixedGamma", "GammaChooser", "expected_tokens", "predicted_gain"]
 
-_LONGEST = 24
+_LONGEST = 31
 _FORGET = 0.95
 _FIRST = 5
 
