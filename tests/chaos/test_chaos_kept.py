@@ -28,8 +28,11 @@ from langchain_cascade import Threshold, mean_logprob
 from tests.chaos.chaos_support import size
 
 pytestmark = pytest.mark.chaos
-MOST_KEPT = 256
-"""Bytes per call; a record alone is several thousand."""
+MOST_KEPT = 512
+"""Bytes per call; a record alone is several thousand.
+
+LlamaIndex's own callback manager keeps the identifiers of a call's events, 200 to 340 bytes.
+"""
 ROOT = Path(__file__).resolve().parents[2]
 POLICY = Threshold(mean_logprob, -0.5)
 

@@ -219,6 +219,8 @@ def abandon_aquery(llm: CascadeLLM) -> list[str]:
         stream = (await engine.aquery("Where?")).async_response_gen()
         read = [await anext(stream), await anext(stream)]
         await stream.aclose()
+        # the engine leaves the LLM's own stream to the event loop, which closes it when it can
+        await asyncio.sleep(0.05)
         return read
 
     return list(run(go()))
