@@ -81,6 +81,9 @@ class TierTracer(LangChainTracer):
 
     def _on_llm_error(self, run: Any) -> None:
         forgive(run)
+        if run.error is not None and _of_a_tier(run):
+            # also where the tier is asked again, which is no event of its own
+            run.extra = {**run.extra, "metadata": {**run.metadata, "cascade_action": "error"}}
         super()._on_llm_error(run)
 
     def _update_run_single(self, run: Any) -> None:  # type: ignore[override]
@@ -95,6 +98,10 @@ class BareTierTracer(TierTracer):
     """The same without logprobs."""
 
     without_logprobs = True
+
+
+class NestedTracer(OuterTracer, TierTracer):
+    """Sees the run of a cascade that is itself a tier: a `chain` that waits for its outcome."""
 
 
 def forgive(run: Any) -> None:
@@ -113,8 +120,11 @@ def held(run: Any, parent: Any) -> bool:
     """Return whether a tier's run waits for its outcome."""
     if run.error is not None or parent is None or "cascade_action" in (run.metadata or {}):
         return False
-    own = any(str(tag).startswith("cascade:tier:") for tag in run.tags or ())
-    return own and (parent.metadata or {}).get("ls_provider") == "cascade"
+    return _of_a_tier(run) and (parent.metadata or {}).get("ls_provider") == "cascade"
+
+
+def _of_a_tier(run: Any) -> bool:
+    return any(str(tag).startswith("cascade:tier:") for tag in run.tags or ())
 
 
 def _drop_logprobs(outputs: Any) -> None:
@@ -130,6 +140,8 @@ def _drop_logprobs(outputs: Any) -> None:
 
 def for_outer(handler: Any) -> Any:
     """Return the handler for the cascade's own run; LangSmith's tracer is exchanged."""
+    if type(handler) in (TierTracer, BareTierTracer):
+        return _changed(handler, NestedTracer)
     if type(handler) is not LangChainTracer:
         return handler
     changed = _changed(handler, OuterTracer)

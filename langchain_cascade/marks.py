@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -55,6 +56,8 @@ class Marks:
         for tracer, run in self._each(index):
             try:
                 forgive(run)
+                if run.error is not None and metadata.items() <= (run.metadata or {}).items():
+                    continue
                 if error is not None:
                     # a tier that took too long was cancelled, and that is its failure
                     run.error = run.error or error
@@ -147,14 +150,15 @@ def _mark(run: Any, metadata: dict[str, Any], tags: list[str]) -> None:
 
 
 def _feedback(tracer: Any, run: Any, decided: Attempt | None) -> None:
-    if decided is None or decided.score is None:
+    # LangSmith takes no infinite score
+    if decided is None or decided.score is None or not math.isfinite(decided.score):
         return
     tracer.client.create_feedback(
         run_id=run.id,
         trace_id=run.trace_id,
         key="cascade_score",
         session_id=getattr(run, "session_id", None),
-        score=plain(decided.score),
+        score=decided.score,
         comment=decided.reason,
     )
 

@@ -29,6 +29,9 @@ DECISION = "cascade_decision"
 """Name of the decision run and of the custom event."""
 
 
+_OF_A_TIER = ("cascade_tier", "cascade_name", "cascade_purpose")
+
+
 @dataclass(slots=True, eq=False)
 class Outer:
     """The cascade's own run, as its children need to see it.
@@ -85,9 +88,14 @@ class Outer:
         cls = AsyncCallbackManager if asynchronous else CallbackManager
         manager: Any = cls(handlers=[], parent_run_id=self.run_id)
         manager.set_handlers(self.child_handlers(trace_logprobs))
-        manager.add_tags(self.tags)
+        # a cascade that is itself a tier does not hand its own place down to its tiers
+        mine = f"cascade:{self.metadata.get('cascade_purpose')}"
+        places = ("cascade:tier:", mine)
+        manager.add_tags([tag for tag in self.tags if not tag.startswith(places)])
         own = LangSmithParams.__annotations__
-        manager.add_metadata({k: v for k, v in self.metadata.items() if k not in own})
+        manager.add_metadata(
+            {k: v for k, v in self.metadata.items() if k not in own and k not in _OF_A_TIER}
+        )
         return manager
 
 
