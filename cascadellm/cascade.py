@@ -263,6 +263,7 @@ class Cascade:
             elapsed_s=ledger.elapsed_s,
             cost_usd=ledger.cost_usd,
             asked=unit.tier,
+            meter=ledger,
         )
 
     def _before(

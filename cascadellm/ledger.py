@@ -91,6 +91,11 @@ class Ledger:
         return None if None in costs else sum(cost for cost in costs if cost is not None)
 
     @property
+    def calls(self) -> tuple[SideCall, ...]:
+        """What policies have asked since the last finished attempt."""
+        return tuple(self._side)
+
+    @property
     def drafts(self) -> tuple[str | None, ...]:
         """Text per attempt."""
         return tuple(None if answer is None else answer.text for answer in self.answers)

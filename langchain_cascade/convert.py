@@ -12,7 +12,6 @@ from langchain_core.messages import (
     AIMessageChunk,
     BaseMessage,
     convert_to_openai_messages,
-    get_buffer_string,
     message_chunk_to_message,
 )
 from langchain_core.utils.function_calling import convert_to_openai_tool
@@ -237,10 +236,24 @@ def _assistant(message: AIMessage) -> dict[str, Any]:
 
 
 def buffer_text(messages: Sequence[BaseMessage]) -> str:
-    """Return the neutral text of a conversation."""
-    if len(messages) == 1 and isinstance(messages[0].content, str):
-        return messages[0].content
-    return get_buffer_string(list(messages))
+    """Return a conversation as neutral text, as the LlamaIndex adapter does.
+
+    One message is its text; several are a line each, `role: text`.
+    """
+    if len(messages) == 1:
+        return _said(messages[0])
+    return "\n".join(f"{_role(message)}: {_said(message)}" for message in messages)
+
+
+def _role(message: BaseMessage) -> str:
+    named = {"human": "user", "ai": "assistant"}.get(message.type, message.type)
+    return str(getattr(message, "role", None) or named)
+
+
+def _said(message: BaseMessage) -> str:
+    calls = getattr(message, "tool_calls", None) or ()
+    asked = [f"{call['name']}({json.dumps(call['args'], default=str)})" for call in calls]
+    return "\n".join(part for part in (str(message.text), *asked) if part)
 
 
 def openai_tools(tools: Any) -> tuple[dict[str, Any], ...]:

@@ -74,7 +74,12 @@ def _first(value: Any) -> Any:
 
 
 def text_of(messages: Sequence[ChatMessage]) -> str:
-    """Return a conversation as neutral text, one line per message."""
+    """Return a conversation as neutral text, as the LangChain adapter does.
+
+    One message is its text; several are a line each, `role: text`.
+    """
+    if len(messages) == 1:
+        return messages[0].content or ""
     return "\n".join(f"{message.role.value}: {message.content or ''}" for message in messages)
 
 

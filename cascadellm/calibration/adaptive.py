@@ -12,6 +12,7 @@ from typing import Any
 
 from cascadellm.answer import Answer, Decision
 from cascadellm.calibration.result import Calibration
+from cascadellm.effects import Plan
 from cascadellm.errors import CalibrationError, ConfigurationError
 from cascadellm.policies.base import Moment, Policy
 from cascadellm.policies.threshold import Threshold
@@ -99,7 +100,7 @@ class AdaptiveThreshold(Policy):
         """Pieces of feedback so far."""
         return self._state.count
 
-    def after(self, moment: Moment) -> Decision:
+    def after(self, moment: Moment) -> Decision | Plan[Decision]:
         return Threshold(self.score, self._state.value).after(moment)
 
     def observe(self, *, loss: float, accepted: bool = True) -> float:

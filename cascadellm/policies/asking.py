@@ -21,11 +21,13 @@ __all__ = [
     "check_fraction",
     "first_word_verdict",
     "not_asked",
+    "refused",
     "rendered",
     "without_reasoning",
 ]
 
 _REASONING = re.compile(r"<think(?:ing)?>.*?(?:</think(?:ing)?>|\Z)", re.DOTALL | re.IGNORECASE)
+_REFUSED = frozenset({"content_filter", "refusal", "safety"})
 _YES = frozenset({"true", "yes", "correct", "right", "same", "equivalent", "supported", "pass"})
 _NO = frozenset(
     {"false", "no", "not", "incorrect", "wrong", "different", "unsupported", "fail", "neither"}
@@ -96,6 +98,11 @@ def first_word_verdict(text: str) -> bool | None:
         if word in _NO:
             return False
     return None
+
+
+def refused(answer: Answer) -> bool:
+    """Return whether a provider says, in a field of its own, that the model refused."""
+    return bool(answer.refusal) or answer.finish_reason in _REFUSED
 
 
 def not_asked(policy: str, moment: Moment, error: Exception, what: str) -> Decision:

@@ -17,10 +17,10 @@ from collections.abc import Awaitable, Callable, Generator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal, TypeAlias, cast
 
-from cascadellm.answer import Answer, Attempt, Decision, Request
-from cascadellm.effects import Await, Plan, Verdict, Watch
+from cascadellm.answer import Answer, Decision
+from cascadellm.effects import Await, Compute, Plan, Verdict, Watch
 from cascadellm.errors import ConfigurationError
-from cascadellm.tier import Tier
+from cascadellm.policies.moment import Hedging, Moment
 
 __all__ = [
     "AllOf",
@@ -34,66 +34,6 @@ __all__ = [
     "as_policy",
     "resolve",
 ]
-
-
-@dataclass(frozen=True, slots=True)
-class Moment:
-    """What a policy can see.
-
-    Attributes:
-        request: What was asked.
-        tier: Index of the tier at this boundary.
-        name: Its name.
-        tiers: All tiers of the cascade, cheap to costly.
-        answer: The tier's answer; None in `before`.
-        attempts: What happened earlier in this call.
-        answers: Earlier answers of this call, by attempt; None where there is none.
-        elapsed_s: Time since the call began.
-        cost_usd: Spent so far; None when unknown.
-        asked: The tier itself, or the pair that stands for two tiers.
-    """
-
-    request: Request
-    tier: int
-    name: str
-    tiers: tuple[Tier, ...]
-    answer: Answer | None = None
-    attempts: tuple[Attempt, ...] = ()
-    answers: tuple[Answer | None, ...] = ()
-    elapsed_s: float = 0.0
-    cost_usd: float | None = 0.0
-    asked: Tier | None = None
-
-    @property
-    def draft(self) -> Answer:
-        """The answer, where the moment has one."""
-        if self.answer is None:
-            raise ConfigurationError("there is no answer before the tier was asked")
-        return self.answer
-
-
-@dataclass(frozen=True, slots=True)
-class Hedging:
-    """When the next tier starts while this one is still being asked or judged.
-
-    Attributes:
-        after_s: Seconds after the start of this tier; infinity = only by the score.
-        score: Start it as soon as this score of the growing or finished draft is low, or None.
-        below: Low means less than this.
-        tokens: Tokens of a growing draft before its score counts.
-    """
-
-    after_s: float
-    score: Callable[[Answer], float | None] | None = None
-    below: float = 0.0
-    tokens: int = 1
-
-    def wanted(self, answer: Answer) -> bool:
-        """Return whether this draft's score is low."""
-        if self.score is None or len(answer.over("answer").tokens or ()) < self.tokens:
-            return False
-        value = self.score(answer.over("answer"))
-        return value is not None and value < self.below
 
 
 Result: TypeAlias = Decision | Plan[Any] | Awaitable[Any] | None
@@ -218,7 +158,10 @@ def _decided(policy: Policy, moment: Moment) -> Plan[Decision]:
 
 @dataclass(frozen=True, slots=True)
 class Custom(Policy):
-    """A plain function as an *after* policy: `Answer -> bool` (True = defer) or `Decision`."""
+    """A plain function as an *after* policy: `Answer -> bool` (True = defer) or `Decision`.
+
+    In async calls it runs in a thread, because it may be slow; an `async def` is awaited.
+    """
 
     function: Callable[[Answer], Any]
 
@@ -227,7 +170,12 @@ class Custom(Policy):
         return getattr(self.function, "__name__", type(self.function).__name__)
 
     def after(self, moment: Moment) -> Plan[Decision]:
-        value = yield from resolve(self.function(moment.draft), self.name)
+        called: Any
+        if inspect.iscoroutinefunction(self.function):
+            called = self.function(moment.draft)
+        else:
+            called = yield Compute(lambda: self.function(moment.draft))
+        value = yield from resolve(called, self.name)
         if isinstance(value, Decision):
             return value
         if isinstance(value, bool) or type(value).__name__ in ("bool_", "bool"):

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from cascadellm.answer import Decision, Trace
+from cascadellm.answer import Attempt, Decision, SideCall, Trace
 from cascadellm.errors import BudgetExceededError, ConfigurationError
 from cascadellm.policies.base import Moment, Policy
 
@@ -155,8 +155,9 @@ class Budget(Policy):
 
     def _over(self, moment: Moment, *, following: bool) -> str | None:
         """Return which limit is met, None when none is."""
-        if self.seconds is not None and moment.elapsed_s >= self.seconds:
-            return f"{moment.elapsed_s:.3g} s of {self.seconds:g} s are spent"
+        elapsed_s = (moment.meter or moment).elapsed_s
+        if self.seconds is not None and elapsed_s >= self.seconds:
+            return f"{elapsed_s:.3g} s of {self.seconds:g} s are spent"
         if self.tokens is not None:
             used = self._tokens(moment)
             if used >= self.tokens:
@@ -165,9 +166,11 @@ class Budget(Policy):
 
     def _tokens(self, moment: Moment) -> int:
         used = 0 if self.spending is None else self.spending.tokens(moment.request)
-        for attempt in moment.attempts:
-            used += (attempt.input_tokens or 0) + (attempt.output_tokens or 0)
-            used += sum((c.input_tokens or 0) + (c.output_tokens or 0) for c in attempt.calls)
+        paid_for: list[Attempt | SideCall] = [*moment.attempts]
+        paid_for += [call for attempt in moment.attempts for call in attempt.calls]
+        paid_for += () if moment.meter is None else moment.meter.calls
+        for paid in paid_for:
+            used += (paid.input_tokens or 0) + (paid.output_tokens or 0)
         if moment.answer is not None and moment.answer.usage is not None:
             used += moment.answer.usage.total_tokens
         return used
@@ -181,9 +184,11 @@ class Budget(Policy):
             tier = moment.asked or moment.tiers[moment.tier]
             earlier_s = sum(attempt.latency_s for attempt in moment.attempts)
             own = tier.cost(usage, max(0.0, moment.elapsed_s - earlier_s))
-        if earlier is None or own is None or moment.cost_usd is None:
+        # a judge that has just been asked in this decision counts too
+        others = (moment.meter or moment).cost_usd
+        if earlier is None or own is None or others is None:
             return "what is spent is unknown (a price or a token count is missing)"
-        spent = earlier + own + moment.cost_usd
+        spent = earlier + own + others
         if spent >= self.usd:
             return f"{spent:.4g} of {self.usd:g} USD are spent"
         if following and usage is not None and moment.tier + 1 < len(moment.tiers):

@@ -8,9 +8,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from cascadellm.answer import Answer, Decision, Request
+from cascadellm.answer import Decision, Request
 from cascadellm.effects import Compute, Judge, Plan
 from cascadellm.errors import ConfigurationError
+from cascadellm.policies.asking import not_asked, refused
 from cascadellm.policies.base import Moment, Policy
 from cascadellm.tier import Tier
 
@@ -93,7 +94,7 @@ class Grounded(Policy):
             reason = f"the tier found no answer in the context ({phrase!r})"
             return Decision(True, self.name, code="no_answer", reason=reason)
         if self.judge is not None:
-            return (yield from self._judged(answer, request))
+            return (yield from self._judged(moment))
         measure = self._measure(answer.text, request)
         score = yield Compute(measure)
         what = "overlap" if self.embed is None else "nearest-passage cosine"
@@ -115,12 +116,19 @@ class Grounded(Policy):
             return lambda: overlap(text, _context(request))
         return lambda: nearest(text, request.documents or (request.text,), self.embed)
 
-    def _judged(self, answer: Answer, request: Request) -> Plan[Decision]:
+    def _judged(self, moment: Moment) -> Plan[Decision]:
         prompt = (
-            f"Context:\n{_context(request)}\n\nAnswer:\n{answer.text}\n\n"
+            f"Context:\n{_context(moment.request)}\n\nAnswer:\n{moment.draft.text}\n\n"
             "Is every statement of the answer supported by the context? Answer True or False."
         )
-        verdict = (yield Judge(self.judge, prompt, purpose="grounded")).text.strip().lower()
+        try:
+            said = yield Judge(self.judge, prompt, purpose="grounded")
+        except Exception as error:
+            return not_asked(self.name, moment, error, "judge")
+        if refused(said):
+            reason = "the judge refused: deferred"
+            return Decision(True, self.name, code="judge_refused", reason=reason)
+        verdict = said.text.strip().lower()
         supported = re.match(r"\W*(true|yes|supported)\b", verdict) is not None
         clear = supported or re.match(r"\W*(false|no|not|unsupported)\b", verdict) is not None
         reason = f"the judge says {verdict[:60]!r}" if clear else f"no verdict in {verdict[:60]!r}"

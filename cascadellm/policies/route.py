@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from cascadellm.answer import Decision, Request
 from cascadellm.effects import Compute, Plan
@@ -18,6 +18,12 @@ __all__ = ["ContextFits", "NeedsTools", "Route"]
 
 _CHARACTERS_PER_TOKEN = 3
 """Low for most languages and tokenizers, so that a guess errs on the large side."""
+
+_WINDOWS = ("context_window", "max_input_tokens")
+_ABILITIES = ("supports_tools", "tools", "is_function_calling_model", "tool_calling")
+_WRAPPERS = 8
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +102,9 @@ class Route(Policy):
 class ContextFits(Policy):
     """Skips to the first tier whose context window holds the prompt and its answer.
 
-    A tier whose window is unknown is taken to fit; when none fits, the last one is asked.
+    Models say their window themselves: `context_window` (local models, LlamaIndex), or
+    `max_input_tokens` of a LangChain model's profile. A tier whose window is unknown is taken
+    to fit; when none fits, the last one is asked.
 
     Args:
         reserve: Tokens kept free for the answer.
@@ -147,8 +155,8 @@ class ContextFits(Policy):
     def _window(self, tier: Tier) -> int | None:
         if tier.label in self.windows:
             return self.windows[tier.label]
-        window = _stated(tier.model, "context_window")
-        return window if isinstance(window, int) and window > 0 else None
+        window = _stated(tier.model, _WINDOWS, int)
+        return window if window is not None and window > 0 else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,8 +165,8 @@ class NeedsTools(Policy):
 
     Args:
         able: Names of the tiers that can; None = what the models say of themselves
-            (`supports_tools`, `tools`, `is_function_calling_model`), able where they say
-            nothing.
+            (`supports_tools`, `is_function_calling_model`, `tool_calling` of a LangChain
+            model's profile, ...), able where they say nothing.
     """
 
     able: tuple[str, ...] | None = None
@@ -183,21 +191,31 @@ class NeedsTools(Policy):
     def _can(self, tier: Tier) -> bool:
         if self.able is not None:
             return tier.label in self.able
-        for name in ("supports_tools", "tools", "is_function_calling_model"):
-            said = _stated(tier.model, name)
-            if isinstance(said, bool):
-                return said
-        return True
+        said = _stated(tier.model, _ABILITIES, bool)
+        return True if said is None else said
 
 
-def _stated(model: Any, name: str) -> Any:
-    """Return what a model says of itself, directly or in its `metadata`."""
-    for holder in (model, getattr(model, "metadata", None)):
-        try:
-            value = getattr(holder, name, None)
-        except Exception:
-            # a property that fails states nothing
-            value = None
-        if isinstance(value, (bool, int)):
-            return value
+def _stated(model: Any, names: Sequence[str], kind: type[T]) -> T | None:
+    """Return what a model says of itself: directly, in its metadata or in its profile."""
+    for _ in range(_WRAPPERS):
+        for holder in (model, _part(model, "metadata"), _part(model, "profile")):
+            for name in names:
+                value = _part(holder, name)
+                # True is an int, and no number of tokens
+                if type(value) is kind:
+                    return value
+        # a LangChain model that is bound or has fallbacks stands inside another Runnable
+        model = _part(model, "bound") or _part(model, "runnable")
+        if model is None:
+            break
     return None
+
+
+def _part(holder: Any, name: str) -> Any:
+    if isinstance(holder, Mapping):
+        return holder.get(name)
+    try:
+        return getattr(holder, name, None)
+    except Exception:
+        # a property that fails states nothing
+        return None

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, cast
 
 from cascadellm.answer import Answer, Decision
+from cascadellm.effects import Compute, Plan
 from cascadellm.errors import ConfigurationError, ScoreUnavailableError
 from cascadellm.policies.base import Moment, Policy
 from cascadellm.scores import Score
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from os import PathLike
 
 __all__ = ["Threshold"]
+
+_FEW = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +99,22 @@ class Threshold(Policy):
         """Name of the score in records."""
         return score_label(self.score)
 
-    def after(self, moment: Moment) -> Decision:
-        answer = moment.draft.over(self.over)
+    def after(self, moment: Moment) -> Decision | Plan[Decision]:
+        # the project's own scores of a short answer take microseconds; a thread takes more
+        if isinstance(self.score, Score) and len(moment.draft.tokens or ()) <= _FEW:
+            return self._decision(moment, self._value(moment))
+        return self._elsewhere(moment)
+
+    def _elsewhere(self, moment: Moment) -> Plan[Decision]:
+        return self._decision(moment, (yield Compute(lambda: self._value(moment))))
+
+    def _value(self, moment: Moment) -> float | None:
         try:
-            value = self.score(answer)
+            return self.score(moment.draft.over(self.over))
         except ScoreUnavailableError:
-            value = None
+            return None
+
+    def _decision(self, moment: Moment, value: float | None) -> Decision:
         if value is None or math.isnan(value):
             return self._missing(moment)
         value = float(value)

@@ -9,7 +9,9 @@ from functools import lru_cache
 from typing import Any
 
 from cascadellm.answer import Answer, Decision, Request, ToolCall
+from cascadellm.effects import Compute, Plan
 from cascadellm.errors import MissingDependencyError
+from cascadellm.policies.asking import refused
 from cascadellm.policies.base import Moment, Policy
 
 __all__ = ["Valid", "schema_error"]
@@ -25,17 +27,28 @@ class Valid(Policy):
     a field of its own, never by its wording. A well-formed call with a wrong value passes.
     """
 
-    def after(self, moment: Moment) -> Decision:
-        fault = find_fault(moment.request, moment.draft)
-        if fault is None:
-            return Decision(False, "Valid", code="valid", reason="well-formed")
-        code, reason = fault
-        return Decision(True, "Valid", code=code, reason=reason)
+    def after(self, moment: Moment) -> Decision | Plan[Decision]:
+        request, answer = moment.request, moment.draft
+        if answer.tool_calls or request.parser or request.response_schema:
+            return _checked(request, answer)
+        return _decision(find_fault(request, answer))
+
+
+def _checked(request: Request, answer: Answer) -> Plan[Decision]:
+    # a schema or a parser may take milliseconds, and runs off the event loop
+    return _decision((yield Compute(lambda: find_fault(request, answer))))
+
+
+def _decision(fault: tuple[str, str] | None) -> Decision:
+    if fault is None:
+        return Decision(False, "Valid", code="valid", reason="well-formed")
+    code, reason = fault
+    return Decision(True, "Valid", code=code, reason=reason)
 
 
 def find_fault(request: Request, answer: Answer) -> tuple[str, str] | None:
     """Return (code, sentence) for the first fault of an answer, None if there is none."""
-    if answer.refusal or answer.finish_reason in ("content_filter", "refusal", "safety"):
+    if refused(answer):
         return "refused", answer.refusal or f"the provider ended it: {answer.finish_reason}"
     if answer.finish_reason in ("length", "max_tokens"):
         return "length", "cut off by the token limit"

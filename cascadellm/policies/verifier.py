@@ -22,6 +22,7 @@ from cascadellm.policies.asking import (
     check_fraction,
     first_word_verdict,
     not_asked,
+    refused,
     rendered,
     without_reasoning,
 )
@@ -71,7 +72,7 @@ def _verifier(model: Any, moment: Moment) -> Tier:
 
 
 def _unclear(policy: str, answer: Answer, **fields: Any) -> Decision:
-    if answer.refusal or answer.finish_reason in ("content_filter", "refusal", "safety"):
+    if refused(answer):
         code, what = "judge_refused", "the judge refused"
     else:
         code, what = "judge_unclear", f"no verdict in {without_reasoning(answer.text)[:60]!r}"

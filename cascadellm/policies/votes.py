@@ -110,10 +110,8 @@ def cluster(
     if key == "judge" and judge is not None:
         return (yield from _by_judge(answers, question, judge))
     if key == "embedding":
-        texts = [rendered(answer) for answer in answers]
-        made = yield Compute(lambda: nearest_embedder(embed)(texts))
-        vectors = [[float(x) for x in vector] for vector in made]
-        return _greedy(vectors, lambda one, other: _cosine(one, other) >= similarity)
+        places: list[int] = yield Compute(lambda: _by_meaning(answers, embed, similarity))
+        return places
     function = key if callable(key) else KEYS[str(key)]
     # a user's key may be slow, and runs off the event loop
     keys = yield Compute(lambda: [function(answer) for answer in answers])
@@ -130,6 +128,12 @@ def _greedy(items: Sequence[Any], same: Callable[[Any, Any], bool]) -> list[int]
             heads.append(item)
         places.append(place)
     return places
+
+
+def _by_meaning(answers: Sequence[Answer], embed: Any, similarity: float) -> list[int]:
+    texts = [rendered(answer) for answer in answers]
+    vectors = [[float(x) for x in vector] for vector in nearest_embedder(embed)(texts)]
+    return _greedy(vectors, lambda one, other: _cosine(one, other) >= similarity)
 
 
 def _by_judge(

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from cascadellm import Cascade, ConfigurationError, Grounded, Policy, Request, call_context
+from cascadellm import (
+    Answer,
+    Cascade,
+    ConfigurationError,
+    Grounded,
+    Policy,
+    Request,
+    call_context,
+)
 from cascadellm.perform import LocalPerformer, drive
 from cascadellm.policies.grounded import overlap
 from cascadellm.testing import FakeModel
@@ -76,7 +84,9 @@ def test_a_repetition_needs_no_support_of_its_own() -> None:
         ("True", False, "judge"),
         ("False, it says Fenland", True, "judge"),
         ("hm", True, "judge_unclear"),
-        (RuntimeError("down"), True, "policy_error"),
+        (RuntimeError("down"), True, "judge_error"),
+        (TimeoutError("slow"), True, "judge_timeout"),
+        (Answer("", refusal="No."), True, "judge_refused"),
     ],
 )
 def test_a_judge_decides_and_garbage_defers(verdict: object, deferred: bool, code: str) -> None:

@@ -275,7 +275,7 @@ def test_policies_read_documents_and_metadata_of_the_call() -> None:
 
     llm, _, _ = pair(policy=Looks())
     llm.chat(user("hi"), cascade_documents=["doc"], cascade_metadata={"thread": 1})
-    assert seen == [(("doc",), {"thread": 1}, "user: hi")]
+    assert seen == [(("doc",), {"thread": 1}, "hi")]
 
 
 def test_nesting_a_cascade_in_a_cascade_works() -> None:
