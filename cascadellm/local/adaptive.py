@@ -34,7 +34,7 @@ def predicted_gain(rate: float, gamma: int, cost: float, *, lossless: bool) -> f
         gamma: Drafted tokens per verify call.
         cost: Time of a draft step over the time of a verify call.
         lossless: Whether the token after a fully accepted block comes from the target's row;
-            otherwise it takes one more draft step.
+            otherwise it takes one more draft step (at temperature 0 often none).
     """
     steps = gamma if lossless else gamma + rate**gamma
     return expected_tokens(rate, gamma) / (steps * cost + 1)

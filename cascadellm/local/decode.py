@@ -60,6 +60,8 @@ class Round:
         draft_rows: Its logits, one (1, vocab) row per drafted position.
         target_rows: Target logits at the same positions and one after, (drafted + 1, vocab);
             None where the target was not asked.
+        late: Draft logits at the last tokens of the rounds before that had none, (k, vocab):
+            they come with this round's first draft step.
     """
 
     tokens: list[int]
@@ -70,6 +72,7 @@ class Round:
     draft_s: float
     draft_rows: list[Tensor]
     target_rows: Tensor | None
+    late: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -87,11 +90,14 @@ class _Block:
     allowed: list[Tensor]
     laws: list[Tensor]
     seconds: float = 0.0
+    late: Tensor | None = None
 
     def emitted(self, tokens: list[int], kept: int, tested: int, target_rows: Tensor) -> Round:
         """Return the round in which this block was verified."""
         count = len(self.tokens)
-        return Round(tokens, kept, tested, count, count, self.seconds, self.rows, target_rows)
+        return Round(
+            tokens, kept, tested, count, count, self.seconds, self.rows, target_rows, self.late
+        )
 
 
 class Decoder:
@@ -128,6 +134,7 @@ class Decoder:
         self._eos_ids = frozenset(eos_ids)
         self._block = block and not shaper.greedy
         self._start = len(prompt)
+        self._owed = 0
         self.tokens = list(prompt)
 
     @property
@@ -158,9 +165,20 @@ class Decoder:
             found = self._judge(block, allowed, text, base)
         found.target_rows = target_rows
         self.tokens.extend(found.tokens)
+        missing = max(0, len(found.tokens) - len(block.rows))
+        self._owed = missing if block.rows else self._owed + missing
         for lane in (self._draft_lane, self._target_lane):
             lane.rollback(min(lane.length, len(self.tokens) - 1))
         return found
+
+    @torch.inference_mode()
+    def late_rows(self) -> Tensor | None:
+        """Return the draft logits that `Round.late` would bring; None where none are missing."""
+        if not self._owed:
+            return None
+        rows = self._draft_lane.forward(self.tokens[self._draft_lane.length : -1], self._owed)
+        self._owed = 0
+        return rows
 
     def _draft(self, gamma: int, text: list[int]) -> _Block:
         """Draft up to gamma tokens and append them to the text."""
@@ -173,11 +191,15 @@ class Decoder:
     def _propose(self, block: _Block, text: list[int]) -> int:
         """Draft the next token of the text."""
         begun = time.perf_counter()
-        row = self._draft_lane.forward(text[self._draft_lane.length :], 1)
+        rows = self._draft_lane.forward(text[self._draft_lane.length :], 1 + self._owed)
+        row, written = rows[-1:], len(text) - self._start
+        if self._owed:
+            block.late, self._owed = rows[:-1], 0
+            check_finite(block.late.amax(-1).tolist(), "draft", written - len(block.late))
         allowed = self._shaper.allowed(row, text, len(text))
         shaped = self._shaper.processed(allowed, text, len(text))
         best, likeliest = shaped.max(-1)
-        check_finite(best.tolist(), "draft", len(text) - self._start)
+        check_finite(best.tolist(), "draft", written)
         if self._shaper.greedy:
             token = int(likeliest)
         else:
@@ -216,13 +238,19 @@ class Decoder:
             written = None if law is None else self._choices.residual(law)
         tested = min(kept + 1, count)
         if written is None and not self._finished(block.tokens, kept):
-            if self._rule.lossless:
+            if self._without_draft(target_rows[count:]):
                 written = self._choices.residual(scaled_p[count])
             else:
                 written = self._bonus(block, target_rows[count:], scaled_p[count:], text)
                 tested, kept = tested + 1, kept + (written is None)
         emitted = block.tokens[:kept] if written is None else [*block.tokens[:kept], written]
         return block.emitted(emitted, kept, tested, target_rows)
+
+    def _without_draft(self, p_row: Tensor) -> bool:
+        """Whether the next law is the target's whatever the draft says, so no step is needed."""
+        if self._rule.lossless:
+            return True
+        return self._shaper.greedy and self._rule.ignores_draft(p_row.softmax(-1))
 
     def _bonus(self, block: _Block, p_row: Tensor, scaled_p: Tensor, text: list[int]) -> int | None:
         """After a fully accepted block: draft one more token and test it against the known p.

@@ -180,19 +180,10 @@ class PairRunner:
             ModelError: A model was closed, or returned NaN.
         """
         gamma = min(self._chooser.next(), room - 1)
-        try:
-            with self._both():
-                begun = time.perf_counter()
-                found = decoder.round(gamma)
-                total = time.perf_counter() - begun
-        except (RuntimeError, MemoryError) as error:
-            if not out_of_memory(error):
-                raise
-            free(self.target.device)
-            raise OutOfMemoryError(
-                f"{'+'.join(self.names)} ran out of memory on {self.target.device} while "
-                "answering; shorten the prompt or lower max_new_tokens"
-            ) from error
+        with self._ready():
+            begun = time.perf_counter()
+            found = decoder.round(gamma)
+            total = time.perf_counter() - begun
         # the first round reads the prompt, which says nothing about the next ones
         if not first:
             self._chooser.record(
@@ -201,6 +192,31 @@ class PairRunner:
                 verified=found.drafted + 1,
             )  # fmt: skip
         return found
+
+    def settle(self, decoder: Decoder | SequentialDecoder, record: PairRecord) -> None:
+        """Bring the rows that the scores of the last tokens still need.
+
+        Raises:
+            OutOfMemoryError: As `run`.
+        """
+        if record.owes and isinstance(decoder, Decoder):
+            with self._ready():
+                record.settle(decoder.late_rows())
+
+    @contextmanager
+    def _ready(self) -> Iterator[None]:
+        """Hold both models, and say what to do where memory runs out."""
+        try:
+            with self._both():
+                yield
+        except (RuntimeError, MemoryError) as error:
+            if not out_of_memory(error):
+                raise
+            free(self.target.device)
+            raise OutOfMemoryError(
+                f"{'+'.join(self.names)} ran out of memory on {self.target.device} while "
+                "answering; shorten the prompt or lower max_new_tokens"
+            ) from error
 
     @contextmanager
     def _both(self) -> Iterator[None]:
@@ -266,6 +282,8 @@ class _Work:
 
     def finish(self) -> Piece:
         """End the answer and return the last piece, which carries it."""
+        if self._decoder is not None:
+            self._runner.settle(self._decoder, self._record)
         scores, speculation = self._record.close(self.assembler.token_ids)
         return self.assembler.finish(
             input_tokens=self._prompt.length, scores=scores, speculation=speculation

@@ -22,11 +22,16 @@ _CHUNK = 16
 
 @dataclass(frozen=True, slots=True)
 class _Rows:
-    """Tokens of one round with the rows they were judged by."""
+    """Tokens of one round with the rows they were judged by; the last draft row may be late."""
 
     tokens: list[int]
     draft: list[Tensor]
     target: Tensor | None
+
+    @property
+    def complete(self) -> bool:
+        """Whether the draft's row of every token has come."""
+        return len(self.draft) == len(self.tokens)
 
 
 class PairRecord:
@@ -77,19 +82,37 @@ class PairRecord:
         self._sources += [True] * kept + [False] * (taken - kept)
         if self._top is None:
             return
+        self._attach(found.late)
         target = None if found.target_rows is None else found.target_rows[:taken]
         self._waiting.append(_Rows(found.tokens[:taken], found.draft_rows[:taken], target))
         if sum(len(rows.tokens) for rows in self._waiting) >= _CHUNK:
-            self._flush()
+            self._flush([rows for rows in self._waiting if rows.complete])
+
+    @property
+    def owes(self) -> bool:
+        """Whether the last scores or candidates need a row of the draft that has not come."""
+        read = bool(self._wanted) or not self._rule.lossless
+        return read and not all(rows.complete for rows in self._waiting)
+
+    def settle(self, late: Tensor | None) -> None:
+        """Take the draft's rows that came after the last round, at the cost of one step."""
+        self._counts["draft_steps"] += 1
+        self._attach(late)
+
+    def _attach(self, late: Tensor | None) -> None:
+        rows = [] if late is None else [late[i : i + 1] for i in range(len(late))]
+        for round_ in self._waiting:
+            if rows and not round_.complete:
+                round_.draft.append(rows.pop(0))
 
     @torch.inference_mode()
-    def _flush(self) -> None:
-        """Score the rounds that are waiting, together."""
-        waiting, self._waiting = self._waiting, []
+    def _flush(self, waiting: list[_Rows]) -> None:
+        """Score the first of the rounds that are waiting, together."""
+        self._waiting = self._waiting[len(waiting) :]
         if not waiting or self._top is None:
             return
-        # without a target row (sequential, kept by the draft alone) pi is the draft's row; after
-        # a fully accepted lossless block there is no draft row, and pi is the target's
+        # without a target row (sequential, kept by the draft alone) pi is the draft's row;
+        # where nobody reads them, the last rows of a lossless draft are missing
         target = [rows.target if rows.target is not None else rows.draft[0] for rows in waiting]
         draft = [row for rows in waiting for row in rows.draft]
         places = [
@@ -117,7 +140,7 @@ class PairRecord:
 
     def close(self, token_ids: Sequence[int]) -> tuple[list[RowScore] | None, dict[str, Any]]:
         """Return the token scores and the counters of the whole answer."""
-        self._flush()
+        self._flush(self._waiting)
         scores = None if self._top is None else self._scores[: len(token_ids)]
         record: dict[str, Any] = {
             "rule": type(self._rule).__name__,

@@ -61,6 +61,16 @@ class Rule:
         """Whether the decision needs the target's row."""
         return True
 
+    def ignores_draft(self, target_probs: Tensor) -> bool:
+        """Whether at temperature 0 the target's likeliest token follows whatever the draft says.
+
+        Where it does, a draft step need not be made. False is always right.
+
+        Args:
+            target_probs: The target's row at temperature 1. Shape (1, vocab).
+        """
+        return self.lossless
+
     @property
     def greedy_form(self) -> Rule:
         """The rule that this one becomes at temperature 0."""

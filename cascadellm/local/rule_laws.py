@@ -11,7 +11,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["entropy", "keep_tokens", "lenient", "mentored", "point_mass", "total_variation"]
+__all__ = [
+    "ROUNDING",
+    "entropy",
+    "keep_tokens",
+    "lenient",
+    "mentored",
+    "point_mass",
+    "surely_above_one",
+    "total_variation",
+]
+
+ROUNDING = 1e-5
+"""More than the rounding of a probability in float32."""
 
 
 def total_variation(p: Tensor, q: Tensor) -> Tensor:
@@ -81,6 +93,11 @@ def mentored(q: Tensor, p: Tensor, alpha: float) -> Tensor:
 def point_mass(scores: Tensor) -> Tensor:
     """Return rows that hold 1 at the largest score (the first, on ties) and 0 elsewhere."""
     return scores.new_zeros(scores.shape).scatter(-1, scores.argmax(-1, keepdim=True), 1.0)
+
+
+def surely_above_one(bound: Tensor) -> bool:
+    """Whether every bound is above what any probability can be, rounding included."""
+    return bool((bound > 1 + ROUNDING).all())
 
 
 def _tiny(like: Tensor) -> float:

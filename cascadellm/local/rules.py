@@ -95,6 +95,10 @@ class Diff(BinaryRule):
         """Return max q < max p - alpha."""
         return q.amax(-1, keepdim=True) < p.amax(-1, keepdim=True) - self.alpha
 
+    def ignores_draft(self, target_probs: Tensor) -> bool:
+        """Where max p - alpha exceeds every max q."""
+        return laws.surely_above_one(target_probs.amax(-1) - self.alpha)
+
 
 @dataclass(frozen=True, slots=True)
 class Opt(BinaryRule):
@@ -120,6 +124,10 @@ class Opt(BinaryRule):
         """Return max q < max p - alpha D(scaled p, scaled q)."""
         distance = laws.total_variation(scaled_p, scaled_q)
         return q.amax(-1, keepdim=True) < p.amax(-1, keepdim=True) - self.alpha * distance
+
+    def ignores_draft(self, target_probs: Tensor) -> bool:
+        """Where max p - alpha exceeds every max q: D is 1 where the two differ."""
+        return laws.surely_above_one(target_probs.amax(-1) - self.alpha)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +181,10 @@ class BiLDStar(BinaryRule):
         """Return -log p(argmax q) > alpha."""
         return -p.gather(-1, q.argmax(-1, keepdim=True)).log() > self.alpha
 
+    def ignores_draft(self, target_probs: Tensor) -> bool:
+        """Where no other token than the likeliest is likely enough."""
+        return int((-target_probs.log() <= self.alpha).sum()) <= 1
+
 
 @dataclass(frozen=True, slots=True)
 class TokenV1(TokenRule):
@@ -189,6 +201,10 @@ class TokenV1(TokenRule):
         """Return q >= max p - alpha."""
         return q >= p.amax(-1, keepdim=True) - self.alpha
 
+    def ignores_draft(self, target_probs: Tensor) -> bool:
+        """Where max p - alpha exceeds every max q."""
+        return laws.surely_above_one(target_probs.amax(-1) - self.alpha)
+
 
 @dataclass(frozen=True, slots=True)
 class TokenV2(TokenRule):
@@ -204,6 +220,10 @@ class TokenV2(TokenRule):
     def keeps(self, q: Tensor, p: Tensor) -> Tensor:
         """Return p >= max p - alpha."""
         return p >= p.amax(-1, keepdim=True) - self.alpha
+
+    def ignores_draft(self, target_probs: Tensor) -> bool:
+        """Where the target's likeliest token is the only one kept."""
+        return int(self.keeps(target_probs, target_probs).sum()) == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +244,10 @@ class TokenV3(TokenRule):
     def keeps(self, q: Tensor, p: Tensor) -> Tensor:
         """Return p >= (1 - alpha) max p."""
         return p >= (1 - self.alpha) * p.amax(-1, keepdim=True)
+
+    def ignores_draft(self, target_probs: Tensor) -> bool:
+        """Where the target's likeliest token is the only one kept."""
+        return int(self.keeps(target_probs, target_probs).sum()) == 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -287,6 +311,11 @@ class _EnsembleMode(Rule):
 
     def _mix(self, q: Tensor, p: Tensor, scaled_q: Tensor, scaled_p: Tensor) -> Tensor:
         return laws.point_mass(self.weight * p + (1 - self.weight) * q)
+
+    def ignores_draft(self, target_probs: Tensor) -> bool:
+        """Where the target's lead is larger than all that the draft can add."""
+        first, second = target_probs.topk(2, dim=-1).values[0].tolist()
+        return bool(self.weight * (first - second) > 1 - self.weight + laws.ROUNDING)
 
 
 @dataclass(frozen=True, slots=True)

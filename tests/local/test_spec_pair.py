@@ -132,7 +132,8 @@ def test_every_token_has_a_source_and_the_counts_add_up(pair_of) -> None:
         assert answer.usage.output_tokens == len(record["tokens"])
         assert record["accepted"] == sum(entry[1] for entry in record["tokens"])
         assert record["rejected"] <= record["verify_calls"]
-        assert record["drafted"] == record["draft_steps"]
+        # the row of a last token that the draft was not asked for costs a step of its own
+        assert record["draft_steps"] - record["drafted"] in (0, 1)
         assert ("TokenV3", 0.5, 3) == (record["rule"], record["alpha"], record["gamma"])
         ends = [0]
         for start, end, name in answer.spans:
