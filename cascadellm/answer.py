@@ -274,6 +274,7 @@ class Trace:
         tokens_by_tier: Name -> {"input": n, "output": n}.
         spans: (start, end, name): who wrote which characters of the answer.
         speculation: Counters of a token-level cascade, or None.
+        run_id: Id of the call, where feedback on it is taken (see `FeedbackLoop`), or None.
     """
 
     answered_by: str | None
@@ -285,6 +286,7 @@ class Trace:
     tokens_by_tier: Mapping[str, Mapping[str, int]]
     spans: tuple[tuple[int, int, str], ...] = ()
     speculation: Mapping[str, Any] | None = None
+    run_id: str | None = None
 
     @property
     def decided(self) -> Attempt | None:
@@ -304,6 +306,8 @@ class Trace:
         data = _plain(self)
         if self.speculation is None:
             del data["speculation"]
+        if self.run_id is None:
+            del data["run_id"]
         return data
 
     def to_html(self, text: str | None = None) -> str:

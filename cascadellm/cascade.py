@@ -132,6 +132,7 @@ class Cascade:
         pin: str | None = None,
         admit: Admit | None = None,
         observed: bool = True,
+        run_id: str | None = None,
     ) -> Plan[Outcome]:
         """Return the plan of one call.
 
@@ -140,9 +141,10 @@ class Cascade:
             pin: Name of the only tier to ask.
             admit: Says which tiers cannot take the request; the last one is always asked.
             observed: Whether anybody listens to events.
+            run_id: Id of the call for its record, or None.
         """
         request = with_context(request)
-        ledger = Ledger(self.clock, self.deadline_s, observed)
+        ledger = Ledger(self.clock, self.deadline_s, observed, run_id)
         units = self.units if pin is None else (self._pinned(pin),)
         try:
             unit, answer = yield from self._climb(request, units, ledger, admit)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
-from cascadellm.answer import Answer, Attempt, Decision, Request, Trace
+from cascadellm.answer import Answer, Attempt, Decision, Request, SideCall, Trace
 from cascadellm.jsonl import LineFile, encode_line
 from cascadellm.summary import Summary, summarise, to_frame
 from cascadellm.tier import Price
@@ -27,11 +27,13 @@ __all__ = [
     "Accepted",
     "CascadeEvent",
     "Decided",
+    "DriftDetected",
     "Failed",
     "Handler",
     "JsonlSink",
     "Record",
     "Recorder",
+    "ShadowAnswered",
     "TierAnswered",
     "TierFailed",
     "TierSkipped",
@@ -122,8 +124,59 @@ class Abandoned:
     drafts: tuple[str | None, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class ShadowAnswered:
+    """After its answer was given, an accepted draft was checked against the last tier.
+
+    Attributes:
+        run_id: The call whose draft was checked.
+        tier: Index of the last tier.
+        name: Its name.
+        text: What it said; None when it failed.
+        loss: How far the two answers differ, in [0, 1]; None when it failed.
+        call: What it cost; the record of the checked call does not hold it.
+    """
+
+    run_id: str
+    tier: int
+    name: str
+    text: str | None
+    loss: float | None
+    call: SideCall
+
+
+@dataclass(frozen=True, slots=True)
+class DriftDetected:
+    """A calibrated promise no longer holds.
+
+    Attributes:
+        target_risk: What was promised.
+        observed_risk: Mean loss of all observations.
+        recent_risk: Mean loss of the latest observations.
+        observations: Number of observations.
+        evidence: How often less likely such losses are while the promise holds.
+        reason: The same as a sentence.
+    """
+
+    target_risk: float
+    observed_risk: float
+    recent_risk: float
+    observations: int
+    evidence: float
+    reason: str
+
+
 CascadeEvent: TypeAlias = (
-    TierStarted | TierAnswered | TierSkipped | TierFailed | Decided | Accepted | Failed | Abandoned
+    TierStarted
+    | TierAnswered
+    | TierSkipped
+    | TierFailed
+    | Decided
+    | Accepted
+    | Failed
+    | Abandoned
+    | ShadowAnswered
+    | DriftDetected
 )
 Finished: TypeAlias = Accepted | Failed | Abandoned
 
@@ -239,6 +292,8 @@ class Recorder:
 
     Attributes:
         records: Finished calls in order of their end.
+        shadows: Shadow calls that ended, with their cost; see `FeedbackLoop`.
+        drifts: Alarms that a `DriftMonitor` raised.
         sinks: Handlers that are told as well, e.g. a `JsonlSink`.
     """
 
@@ -246,6 +301,8 @@ class Recorder:
     content: bool = True
     on_record: Callable[[Record], None] | None = None
     records: list[Record] = field(default_factory=list)
+    shadows: list[ShadowAnswered] = field(default_factory=list)
+    drifts: list[DriftDetected] = field(default_factory=list)
     _lock: threading.Lock = field(default_factory=threading.Lock, repr=False)
 
     @property
@@ -282,6 +339,10 @@ class Recorder:
                 self.records.append(record)
             if self.on_record is not None:
                 self.on_record(record)
+        elif isinstance(event, ShadowAnswered):
+            self.shadows.append(event)
+        elif isinstance(event, DriftDetected):
+            self.drifts.append(event)
         for sink in self.sinks:
             sink.on_event(event)
 

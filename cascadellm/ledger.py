@@ -39,11 +39,13 @@ class Ledger:
 
     Attributes:
         observed: Whether anybody listens to events; without it the usual ones are not built.
+        run_id: Id of the call in its record, or None.
     """
 
     clock: Callable[[], float] = time.perf_counter
     deadline_s: float | None = None
     observed: bool = True
+    run_id: str | None = None
     attempts: list[Attempt] = field(default_factory=list)
     answers: list[Answer | None] = field(default_factory=list)
     started: float = 0.0
@@ -276,6 +278,7 @@ class Ledger:
             tokens_by_tier=self._tokens_by_tier(),
             spans=spans,
             speculation=None if answer is None else answer.speculation,
+            run_id=self.run_id,
         )
 
     def _tokens_by_tier(self) -> dict[str, dict[str, int]]:

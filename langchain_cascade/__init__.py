@@ -93,6 +93,7 @@ from cascadellm.local.rules import (
 
 try:
     from langchain_cascade.chat_model import CascadeLLM
+    from langchain_cascade.feedback import feedback_from_langsmith
     from langchain_cascade.handler import CascadeCallbackHandler
     from langchain_cascade.local import LocalChatModel
     from langchain_cascade.retrieved import RetrievedDocuments
@@ -179,6 +180,7 @@ __all__ = [
     "VocabularyMismatchError",
     "__version__",
     "call_context",
+    "feedback_from_langsmith",
     "margin",
     "mean_entropy",
     "mean_logprob",

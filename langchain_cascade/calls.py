@@ -16,6 +16,7 @@ from langchain_core.runnables.config import (
     _set_config_context,
     var_child_runnable_config,
 )
+from langchain_core.utils.uuid import uuid7
 from langsmith.run_helpers import _set_tracing_context
 
 from cascadellm.answer import Request
@@ -137,7 +138,12 @@ class CascadeCall:
 
     def plan(self, *, observed: bool = True) -> Plan[Any]:
         """Return the plan of this call; `observed` says whether anybody listens to its events."""
-        return self.engine.cascade.plan(self.request, pin=self.pin, observed=observed)
+        cascade, loop = self.engine.cascade, self.engine.feedback_loop
+        if loop is None:
+            return cascade.plan(self.request, pin=self.pin, observed=observed)
+        run_id = str(self.outer.run_id or uuid7())
+        plan = cascade.plan(self.request, pin=self.pin, observed=observed, run_id=run_id)
+        return loop.watched(cascade, plan, self.request, run_id)
 
     def prepare(self, effect: Call) -> tuple[Any, Any, dict[str, Any], RunnableConfig]:
         """Return (runnable, messages, arguments, config) for a tier's call."""
@@ -186,6 +192,14 @@ class CascadeCall:
             run_name=effect.tier.label,
             configurable=dict(self._configurable()),
         )
+        if effect.purpose == "shadow":
+            # it runs when the cascade's run has ended, so it is a trace of its own
+            config["tags"] = ["cascade:shadow", "nostream"]
+            config["metadata"] = {
+                "cascade_purpose": "shadow",
+                "cascade_run_id": str(self.outer.run_id),
+            }
+            return config
         if self.manager is None:
             return config
         if isinstance(effect, Call) and effect.purpose == "tier":

@@ -15,6 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, SecretStr
 from langchain_cascade import identity
 from langchain_cascade.calls import BOUND
 from langchain_cascade.engine import Engine
+from langchain_cascade.feedback import give_feedback
 from langchain_cascade.flow import CascadeFlow
 from langchain_cascade.structured import structured_output
 
@@ -28,6 +29,7 @@ _ENGINE = (
     "tier_callbacks",
     "trace_logprobs",
     "trace_feedback",
+    "feedback_loop",
 )
 
 _SOURCES = itemgetter("tiers", "policy", *_ENGINE)
@@ -51,6 +53,7 @@ class CascadeLLM(CascadeFlow):
         tier_callbacks: Whether callbacks see the tiers' runs.
         trace_logprobs: Whether LangSmith gets the tiers' logprobs, 0.5 kB per token.
         trace_feedback: Whether LangSmith gets the score as feedback, one request per call.
+        feedback_loop: Who is told what becomes of answers; see `feedback`.
         stop: Strings that end the answer, unless a call gives its own.
         temperature: Accepted and not passed on, as are `max_tokens`, `timeout`,
             `max_retries`, `api_key` and `streaming`; set these on the tiers.
@@ -70,6 +73,7 @@ class CascadeLLM(CascadeFlow):
     tier_callbacks: bool = True
     trace_logprobs: bool = True
     trace_feedback: bool = False
+    feedback_loop: Any = Field(default=None, repr=False, exclude=True)
     stop: list[str] | None = Field(default=None, alias="stop_sequences")
     temperature: float | None = None
     max_tokens: int | None = None
@@ -186,6 +190,25 @@ class CascadeLLM(CascadeFlow):
         return structured_output(
             self, schema, method=method, include_raw=include_raw, strict=strict, rest=kwargs
         )
+
+    def feedback(self, run: Any, *, correct: float, reference_correct: float | None = None) -> bool:
+        """Say whether an answer was right; the monitors of `feedback_loop` are told.
+
+        Safe from any thread, and quick enough to call inside an event loop.
+
+        Args:
+            run: The run id, the message, or the record of the call.
+            correct: Whether the answer was right, or its quality in [0, 1].
+            reference_correct: Whether the last tier would be right, where that is known.
+
+        Returns:
+            Whether it was counted: a call counts once.
+
+        Raises:
+            CalibrationError: The call is not known, or a number is out of range.
+            ConfigurationError: The cascade has no `feedback_loop`.
+        """
+        return give_feedback(self, run, correct, reference_correct)
 
     def to_config(self) -> dict[str, Any]:
         """Return plain data for `from_config`: policies, names, prices; no models, no keys."""

@@ -38,6 +38,9 @@ def unseen(
     model: Any, engine: Engine, config: Mapping[str, Any] | None, kwargs: Mapping[str, Any]
 ) -> bool:
     """Return whether nobody would see a call's runs, and nothing else wants them built."""
+    if engine.feedback_loop is not None:
+        # feedback names a call by its run
+        return False
     own = model.__dict__
     if own["rate_limiter"] is not None or own["output_version"] is not None or own["streaming"]:
         return False

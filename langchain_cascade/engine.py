@@ -8,6 +8,7 @@ from typing import Any
 
 from langchain_core.runnables import Runnable
 
+from cascadellm.calibration.feedback import FeedbackLoop
 from cascadellm.cascade import Cascade
 from cascadellm.errors import ConfigurationError
 from cascadellm.events import Handler
@@ -42,6 +43,7 @@ class Engine:
         tier_callbacks: Whether tiers run as children of the cascade's run.
         trace_logprobs: Whether LangSmith gets the tiers' logprobs.
         trace_feedback: Whether LangSmith gets scores as feedback.
+        feedback_loop: Who is told what becomes of answers, or None.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class Engine:
         tier_callbacks: bool = True,
         trace_logprobs: bool = True,
         trace_feedback: bool = False,
+        feedback_loop: FeedbackLoop | None = None,
     ) -> None:
         if isinstance(tiers, (str, bytes)) or not isinstance(tiers, Sequence):
             raise ConfigurationError(f"tiers must be a list of models, got {tiers!r}")
@@ -72,6 +75,7 @@ class Engine:
         self.tier_callbacks = tier_callbacks
         self.trace_logprobs = trace_logprobs
         self.trace_feedback = trace_feedback
+        self.feedback_loop = feedback_loop
         self.sync_only: set[int] = set()
         labelled = [*self.cascade.tiers, *(unit.tier for unit in self.cascade.units)]
         self._tiers = {tier.label: tier for tier in labelled}

@@ -12,7 +12,9 @@ from cascadellm.events import (
     Accepted,
     CascadeEvent,
     Decided,
+    DriftDetected,
     Failed,
+    ShadowAnswered,
     TierAnswered,
     TierFailed,
     TierSkipped,
@@ -52,6 +54,10 @@ class CascadeCallbackHandler(BaseCallbackHandler):
                 self.on_failed(event)
             case Abandoned():
                 self.on_abandoned(event)
+            case ShadowAnswered():
+                self.on_shadow_answered(event)
+            case DriftDetected():
+                self.on_drift_detected(event)
 
     def on_tier_started(self, event: TierStarted) -> None:
         """Receive that a tier is about to be asked."""
@@ -76,6 +82,12 @@ class CascadeCallbackHandler(BaseCallbackHandler):
 
     def on_abandoned(self, event: Abandoned) -> None:
         """Receive that the caller left a stream half way, or was cancelled."""
+
+    def on_shadow_answered(self, event: ShadowAnswered) -> None:
+        """Receive that an accepted draft was checked, after its answer was given."""
+
+    def on_drift_detected(self, event: DriftDetected) -> None:
+        """Receive that a calibrated promise no longer holds."""
 
 
 def listeners(outer: Outer | None) -> Sequence[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import uuid
 import warnings
 from collections.abc import Sequence
 from typing import Any, Literal, Self
@@ -15,11 +16,13 @@ from llama_index.core.prompts import BasePromptTemplate
 
 from cascadellm import Cascade, Tier
 from cascadellm.answer import Request
+from cascadellm.calibration.feedback import FeedbackLoop
 from cascadellm.errors import ConfigurationError
 from cascadellm.policies.base import PolicyLike
 from llamaindex_cascade.logprobs import can_score
 from llamaindex_cascade.metadata import cascade_metadata, refuses
 from llamaindex_cascade.request import Prompted, passages, request_of
+from llamaindex_cascade.spans import announce
 from llamaindex_cascade.tier import TierBook
 from llamaindex_cascade.tools import Asked
 from llamaindex_cascade.usable import with_parser
@@ -38,6 +41,7 @@ class CascadeBase(FunctionCallingLLM):
     context: Literal["min", "max"] = "min"
     function_calling: Literal["last", "any", "all"] = "last"
     handlers: Any = Field(default=(), exclude=True, repr=False)
+    feedback_loop: Any = Field(default=None, exclude=True, repr=False)
 
     _cascade: Cascade = PrivateAttr()
     _book: TierBook = PrivateAttr()
@@ -51,6 +55,7 @@ class CascadeBase(FunctionCallingLLM):
         on_exhausted: Literal["raise", "best"] = "raise",
         deadline_s: float | None = None,
         handlers: Sequence[Any] = (),
+        feedback_loop: FeedbackLoop | None = None,
         context: Literal["min", "max"] = "min",
         function_calling: Literal["last", "any", "all"] = "last",
         **kwargs: Any,
@@ -74,6 +79,7 @@ class CascadeBase(FunctionCallingLLM):
             on_exhausted=on_exhausted,
             deadline_s=deadline_s,
             handlers=tuple(handlers),
+            feedback_loop=feedback_loop,
             context=context,
             function_calling=function_calling,
             **kwargs,
@@ -148,6 +154,34 @@ class CascadeBase(FunctionCallingLLM):
         """Return a copy that shares the tiers: they hold models and connections."""
         return self.model_copy()
 
+    def feedback(self, run: Any, *, correct: float, reference_correct: float | None = None) -> bool:
+        """Say whether an answer was right; the monitors of `feedback_loop` are told.
+
+        Safe from any thread, and quick enough to call inside an event loop.
+
+        Args:
+            run: The response, its record, or the `run_id` in its record.
+            correct: Whether the answer was right, or its quality in [0, 1].
+            reference_correct: Whether the last tier would be right, where that is known.
+
+        Returns:
+            Whether it was counted: a call counts once.
+
+        Raises:
+            CalibrationError: The call is not known, or a number is out of range.
+            ConfigurationError: The cascade has no `feedback_loop`.
+        """
+        if self.feedback_loop is None:
+            raise ConfigurationError(
+                "the cascade has no feedback_loop; give it FeedbackLoop([DriftMonitor(...)])"
+            )
+        counted, events = self.feedback_loop.feedback(
+            self._cascade, run, correct=correct, reference_correct=reference_correct
+        )
+        for event in events:
+            announce(event, self.handlers)
+        return bool(counted)
+
     # -- one call --
 
     def _parts(self, asked: Asked, kwargs: dict[str, Any]) -> tuple[Any, ...]:
@@ -160,7 +194,11 @@ class CascadeBase(FunctionCallingLLM):
         request = request_of(asked, kwargs)
         if request.parser is not None:
             cascade = with_parser(cascade)
-        plan = cascade.plan(request, pin=pin, admit=self._admit)
+        loop = self.feedback_loop
+        run_id = None if loop is None else str(uuid.uuid4())
+        plan = cascade.plan(request, pin=pin, admit=self._admit, run_id=run_id)
+        if loop is not None:
+            plan = loop.watched(cascade, plan, request, run_id)
         return cascade, plan, self._book, self.handlers
 
     def _wait(self) -> None:

@@ -6,6 +6,7 @@ Every event carries the id of the cascade's own span. Add a handler to
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
 from llama_index.core.instrumentation.event_handlers import BaseEventHandler
@@ -16,9 +17,11 @@ from cascadellm import events as engine
 __all__ = [
     "CascadeAbandonedEvent",
     "CascadeDecisionEvent",
+    "CascadeDriftEvent",
     "CascadeEndEvent",
     "CascadeEventHandler",
     "CascadeFailedEvent",
+    "CascadeShadowEvent",
     "CascadeTierAnsweredEvent",
     "CascadeTierFailedEvent",
     "CascadeTierSkippedEvent",
@@ -100,6 +103,31 @@ class CascadeAbandonedEvent(_CascadeEvent):
     trace: dict[str, Any]
 
 
+class CascadeShadowEvent(_CascadeEvent):
+    """After its answer was given, an accepted draft was checked against the last tier.
+
+    `loss` is None when the last tier failed; `call` is what it cost.
+    """
+
+    run_id: str
+    tier: int
+    name: str
+    text: str | None
+    loss: float | None
+    call: dict[str, Any]
+
+
+class CascadeDriftEvent(_CascadeEvent):
+    """A calibrated promise no longer holds."""
+
+    target_risk: float
+    observed_risk: float
+    recent_risk: float
+    observations: int
+    evidence: float
+    reason: str
+
+
 def instrumentation_event(event: engine.CascadeEvent, span_id: str | None) -> BaseEvent:
     """Return an engine event as the event that LlamaIndex dispatches."""
     match event:
@@ -132,6 +160,10 @@ def instrumentation_event(event: engine.CascadeEvent, span_id: str | None) -> Ba
         case engine.Failed():
             trace = event.trace.to_dict()
             return CascadeFailedEvent(span_id=span_id, trace=trace, error=repr(event.error))
+        case engine.ShadowAnswered():
+            return CascadeShadowEvent(span_id=span_id, **asdict(event))
+        case engine.DriftDetected():
+            return CascadeDriftEvent(span_id=span_id, **asdict(event))
     raise TypeError(f"unknown event {event!r}")
 
 
@@ -162,6 +194,10 @@ class CascadeEventHandler(BaseEventHandler):
                 self.on_failed(event)
             case CascadeAbandonedEvent():
                 self.on_abandoned(event)
+            case CascadeShadowEvent():
+                self.on_shadow_answered(event)
+            case CascadeDriftEvent():
+                self.on_drift_detected(event)
 
     def on_tier_started(self, event: CascadeTierStartedEvent) -> None:
         """Handle a tier that is about to be asked."""
@@ -186,3 +222,9 @@ class CascadeEventHandler(BaseEventHandler):
 
     def on_abandoned(self, event: CascadeAbandonedEvent) -> None:
         """Handle a caller that left before the end."""
+
+    def on_shadow_answered(self, event: CascadeShadowEvent) -> None:
+        """Handle the check of an accepted draft, after its answer was given."""
+
+    def on_drift_detected(self, event: CascadeDriftEvent) -> None:
+        """Handle a calibrated promise that no longer holds."""

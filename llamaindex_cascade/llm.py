@@ -47,6 +47,7 @@ class CascadeLLM(StructuredCascade):
         on_exhausted: When the last tier fails: `raise`, or answer with the `best` earlier one.
         deadline_s: Seconds for the whole call, over all tiers and judges.
         handlers: Event handlers of the engine (`cascadellm.events.Handler`).
+        feedback_loop: Who is told what becomes of answers; see `feedback`.
         context: Whether the announced context window is that of the tier with the least room
             (`min`) or the most (`max`); a tier whose window a prompt exceeds is skipped.
         function_calling: Whose ability to call tools counts: `last`, `any` or `all` tiers'.

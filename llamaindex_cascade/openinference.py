@@ -32,6 +32,8 @@ _NAMES: dict[Any, str] = {
     events.CascadeEndEvent: "cascade_end",
     events.CascadeFailedEvent: "cascade_failed",
     events.CascadeAbandonedEvent: "cascade_abandoned",
+    events.CascadeShadowEvent: "cascade_shadow",
+    events.CascadeDriftEvent: "cascade_drift",
 }
 _SHOWN = ("tier", "name", "defer", "policy", "score_name", "score", "threshold", "code", "reason")
 

@@ -8,6 +8,7 @@ from contextlib import aclosing
 from typing import Any, TypeVar
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageRole
+from llama_index_instrumentation.span import active_span_id
 
 from cascadellm.answer import Answer
 from cascadellm.effects import Call, Judge, Shown
@@ -31,6 +32,9 @@ def call_kwargs(effect: Call) -> dict[str, Any]:
 
 
 def _asked(book: TierBook, effect: Call | Judge) -> tuple[CascadeTier, Asked, dict[str, Any]]:
+    if effect.purpose == "shadow":
+        # it runs beside the call, in a context of its own, when the call's span has ended
+        active_span_id.set(None)
     if isinstance(effect, Call):
         tier = book.of(effect.index, effect.tier)
         return tier, effect.request.native, call_kwargs(effect)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import uuid
+from collections.abc import Sequence
 from contextvars import Token
 from dataclasses import dataclass
 from typing import Any
@@ -31,7 +32,7 @@ from llamaindex_cascade.attributes import OtelSpan, attempt_attributes, trace_at
 from llamaindex_cascade.events import instrumentation_event
 from llamaindex_cascade.tier import TierBook
 
-__all__ = ["AttemptResult", "DecisionResult", "DeferralPolicy", "Spans", "listened"]
+__all__ = ["AttemptResult", "DecisionResult", "DeferralPolicy", "Spans", "announce", "listened"]
 
 _dispatcher = get_dispatcher(__name__)
 
@@ -97,6 +98,13 @@ def _handlers(dispatcher: Dispatcher) -> tuple[bool, bool]:
 def listened() -> bool:
     """Return whether any event handler is attached."""
     return _handlers(_dispatcher)[1]
+
+
+def announce(event: events.CascadeEvent, handlers: Sequence[events.Handler]) -> None:
+    """Tell of an event that belongs to no call that runs."""
+    events.dispatch(event, handlers)
+    if listened():
+        _dispatcher.event(instrumentation_event(event, None))
 
 
 class Spans:

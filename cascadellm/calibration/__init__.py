@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from cascadellm.calibration.collect import Collected, Question, collect_records
     from cascadellm.calibration.collected import to_records
     from cascadellm.calibration.features import LearnedScore
+    from cascadellm.calibration.feedback import Feedback, FeedbackLoop
     from cascadellm.calibration.fit import fit_learned_score
     from cascadellm.calibration.grading import exact_match, judged_by
     from cascadellm.calibration.loading import load_records
@@ -45,6 +46,8 @@ __all__ = [
     "Collected",
     "DriftDetected",
     "DriftMonitor",
+    "Feedback",
+    "FeedbackLoop",
     "InsufficientDataError",
     "LearnedScore",
     "NoValidThresholdError",
@@ -76,6 +79,8 @@ _HOME = {
     "Collected": "collect",
     "DriftDetected": "monitor",
     "DriftMonitor": "monitor",
+    "Feedback": "feedback",
+    "FeedbackLoop": "feedback",
     "LearnedScore": "features",
     "Question": "collect",
     "Reliability": "score_maps",

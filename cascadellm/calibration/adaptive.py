@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from cascadellm.answer import Answer, Decision
 from cascadellm.calibration.result import Calibration
@@ -51,6 +51,8 @@ class AdaptiveThreshold(Policy):
         high: Highest threshold.
         rate: How far one unit of loss moves the threshold, in the score's unit.
         step: Largest single move, in the score's unit.
+        follow: What a `FeedbackLoop` steers by: the `loss` of checked calls, or the `deferral`
+            of every call, towards a budget and without any label.
 
     Raises:
         ConfigurationError: A number is out of range.
@@ -65,6 +67,7 @@ class AdaptiveThreshold(Policy):
     high: float = field(kw_only=True)
     rate: float = field(default=0.05, kw_only=True)
     step: float = field(default=math.inf, kw_only=True)
+    follow: Literal["loss", "deferral"] = field(default="loss", kw_only=True)
     _state: _State = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -79,6 +82,8 @@ class AdaptiveThreshold(Policy):
             )
         if not 0 < self.rate < math.inf or not self.step > 0:
             raise ConfigurationError("rate and step must be positive")
+        if self.follow not in ("loss", "deferral"):
+            raise ConfigurationError(f"follow must be loss or deferral, got {self.follow!r}")
         if begin != begin:
             raise ConfigurationError("start must be a number, got NaN")
         begin = min(max(float(begin), self.low), self.high)

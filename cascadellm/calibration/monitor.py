@@ -11,12 +11,13 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from cascadellm.calibration.result import Calibration
 from cascadellm.errors import CalibrationError
+from cascadellm.events import DriftDetected
 
 __all__ = ["DriftDetected", "DriftMonitor"]
 
@@ -24,27 +25,6 @@ _SCHEMA = "cascadellm.drift_monitor/1"
 _BETS = (0.02, 0.05, 0.1, 0.2, 0.35, 0.5, 0.7, 0.9)
 _WINDOW = 500
 _MOST = 1e300
-
-
-@dataclass(frozen=True, slots=True)
-class DriftDetected:
-    """The promise no longer holds.
-
-    Attributes:
-        target_risk: What was promised.
-        observed_risk: Mean loss of all observations.
-        recent_risk: Mean loss of the latest observations.
-        observations: Number of observations.
-        evidence: How often less likely such losses are while the promise holds.
-        reason: The same as a sentence.
-    """
-
-    target_risk: float
-    observed_risk: float
-    recent_risk: float
-    observations: int
-    evidence: float
-    reason: str
 
 
 class DriftMonitor:
