@@ -7,13 +7,14 @@ and ignored: it never breaks an answer.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias
 
@@ -331,6 +332,13 @@ class Recorder:
         with self._lock:
             return list(self.records)
 
+    @property
+    def shadow_cost_usd(self) -> float | None:
+        """What all shadow calls cost, on top of the calls' own cost; None where one is unknown."""
+        costs = [shadow.call.cost_usd for shadow in self.shadows]
+        known = [cost for cost in costs if cost is not None]
+        return math.fsum(known) if len(known) == len(costs) else None
+
     def on_event(self, event: CascadeEvent) -> None:
         """Keep the record of a finished call and tell the sinks."""
         if isinstance(event, Finished):
@@ -340,7 +348,7 @@ class Recorder:
             if self.on_record is not None:
                 self.on_record(record)
         elif isinstance(event, ShadowAnswered):
-            self.shadows.append(event)
+            self.shadows.append(event if self.content else replace(event, text=None))
         elif isinstance(event, DriftDetected):
             self.drifts.append(event)
         for sink in self.sinks:

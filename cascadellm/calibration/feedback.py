@@ -19,7 +19,7 @@ from cascadellm.calibration.adaptive import AdaptiveThreshold
 from cascadellm.calibration.calls import KeptCall, kept_call, run_id_of
 from cascadellm.calibration.grading import same_text
 from cascadellm.cascade import Cascade, Outcome
-from cascadellm.effects import Call, Emit, Plan, Start
+from cascadellm.effects import Call, Emit, Left, Plan, Start
 from cascadellm.errors import CalibrationError, ConfigurationError
 from cascadellm.events import CascadeEvent, DriftDetected, ShadowAnswered
 from cascadellm.policies.base import AllOf, AnyOf, Not, Policy
@@ -69,7 +69,7 @@ class FeedbackLoop:
         compare: (draft, last tier's answer) -> loss in [0, 1]; by default 1 where the
             normalised texts or the tool calls differ.
         keep: Calls that are remembered for `feedback`; older ones are forgotten.
-        max_pending: Shadow calls under way at once; while there are as many, none is added.
+        max_pending: Shadow calls under way at once; while there are as many, no call is checked.
         seed: Seed of the choice of calls.
 
     Raises:
@@ -147,16 +147,17 @@ class FeedbackLoop:
             return outcome
         self._steer(cascade, call)
         due = self._remember(call)
-        if not due:
+        # while there are too many nothing is counted, or calls that defer would dilute the rest
+        if not due or self.pending >= self.max_pending:
             return outcome
         if not call.accepted:
             for event in self._tell(cascade, call, 0.0, None, "shadow") or ():
                 yield Emit(event)
-        elif self.pending < self.max_pending:
-            shadow = self._shadow(cascade, call, request, outcome.answer)
-            handle = yield Start(lambda _own: shadow)
-            with self._lock:
-                self._pending.add(handle)
+            return outcome
+        shadow = self._shadow(cascade, call, request, outcome.answer)
+        handle = yield Start(lambda _own: shadow)
+        with self._lock:
+            self._pending.add(handle)
         return outcome
 
     def feedback(
@@ -258,7 +259,10 @@ class FeedbackLoop:
         answer, loss, error = None, None, None
         try:
             answer = yield from ask(Call(index, tier, request, purpose="shadow"), live=False)
-            loss = float(self._compare(draft, answer))
+            loss = _loss(self._compare(draft, answer))
+        except Left:
+            # its loop ended first; what the call cost is not known then
+            error = "cancelled"
         except Exception as raised:
             # a call or a comparison that fails says nothing about the draft
             error = f"{type(raised).__name__}: {raised}"[:300]
@@ -287,6 +291,13 @@ def _paid(tier: Any, answer: Answer | None, error: str | None, latency_s: float)
     if usage is not None:
         paid = replace(paid, input_tokens=usage.input_tokens, output_tokens=usage.output_tokens)
     return replace(paid, cost_usd=None if answer is None else tier.cost(usage, latency_s))
+
+
+def _loss(value: Any) -> float:
+    loss = float(value)
+    if not 0 <= loss <= 1:
+        raise CalibrationError(f"compare must return a loss in [0, 1], got {value!r}")
+    return loss
 
 
 def _differ(draft: Answer, reference: Answer) -> float:

@@ -16,6 +16,7 @@ from email.policy import HTTP
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import parse_qs
 
 import zstandard
 
@@ -121,6 +122,37 @@ class LangSmithServer:
         self._server.shutdown()
         self._server.server_close()
 
+    @property
+    def info(self) -> dict[str, Any]:
+        """What the server says of itself."""
+        limits = {
+            "use_multipart_endpoint": True,
+            "size_limit": 100,
+            "size_limit_bytes": 20_971_520,
+            "scale_up_nthreads_limit": 4,
+            "scale_up_qsize_trigger": 1000,
+            "scale_down_nempty_trigger": 4,
+        }
+        flags = {"zstd_compression_enabled": self.zstd}
+        return {"version": "0.12", "instance_flags": flags, "batch_ingest_config": limits}
+
+    def read(self, address: str) -> Any:
+        """Answer what a client reads: feedback, or what the server says of itself."""
+        path, _, query = address.partition("?")
+        return self.judged(parse_qs(query)) if path.endswith("/feedback") else self.info
+
+    def judged(self, query: dict[str, list[str]]) -> list[dict[str, Any]]:
+        """Return a page of the feedback on the asked runs with the asked names."""
+        start, most = int(query.get("offset", ["0"])[0]), int(query.get("limit", ["100"])[0])
+        with self._lock:
+            found = [
+                {"trace_id": None, **one}
+                for one in self.feedback
+                if str(one["run_id"]) in query.get("run", [])
+                and one["key"] in query.get("key", [one["key"]])
+            ]
+        return found[start : start + most]
+
     def trees(self) -> list[Node]:
         """Return the roots of all traces, children in the order of their start."""
         with self._lock:
@@ -221,18 +253,7 @@ def _handler(server: LangSmithServer) -> type[BaseHTTPRequestHandler]:
             self.wfile.write(body)
 
         def do_GET(self) -> None:
-            flags = {"zstd_compression_enabled": server.zstd}
-            limits = {
-                "use_multipart_endpoint": True,
-                "size_limit": 100,
-                "size_limit_bytes": 20_971_520,
-                "scale_up_nthreads_limit": 4,
-                "scale_up_qsize_trigger": 1000,
-                "scale_down_nempty_trigger": 4,
-            }
-            self._answer(
-                200, {"version": "0.12", "instance_flags": flags, "batch_ingest_config": limits}
-            )
+            self._answer(200, server.read(self.path))
 
         def do_POST(self) -> None:
             body = self._body()
