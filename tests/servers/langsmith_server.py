@@ -99,6 +99,7 @@ class LangSmithServer:
         self.headers: list[dict[str, str]] = []
         self.encodings: set[str] = set()
         self.ended: set[str] = set()
+        self._patched: set[str] = set()
         self.ways: set[str] = set()
         self._lock = threading.Lock()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -207,11 +208,16 @@ class LangSmithServer:
         run = self.runs.setdefault(run_id, {})
         value = json.loads(content)
         if key is None:
-            run.update({k: v for k, v in value.items() if v is not None})
+            new = {k: v for k, v in value.items() if v is not None}
             if value.get("end_time"):
                 self.ended.add(run_id)
         else:
-            run[key] = value
+            new = {key: value}
+        if operation == "patch":
+            self._patched.add(run_id)
+        # the client's queue may send a run's end before its start, which knows less
+        late = operation == "post" and run_id in self._patched
+        self.runs[run_id] = {**new, **run} if late else {**run, **new}
 
 
 def _shown(value: Any) -> str:
