@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from cascadellm.calibration import CalibrationRecords, calibrate_threshold
 from cascadellm.calibration.features import token_features
 from cascadellm.calibration.fit import apply_to, fit_learned_score
+from cascadellm.calibration.router_fit import fit_router
+from cascadellm.demo import embed
 from cascadellm.errors import CalibrationError
 from cascadellm.evaluation import evaluate
 
@@ -140,6 +142,8 @@ def routers(root: Path, splits: int) -> list[Routed]:
                                lambda tr, rec: _subject_router(names, tr, rec)))  # fmt: skip
         results.append(_routed("MMLU", "subject and prompt length", mmlu, labels, splits,
                                lambda tr, rec: _subject_and_length(names, tr, rec)))  # fmt: skip
+        results.append(_routed("MMLU", "`fit_router`: subject's name and length", mmlu, labels,
+                               splits, learned_router(groups)))  # fmt: skip
     return results
 
 
@@ -171,6 +175,30 @@ def _subject_router(
     # shrunk towards the overall gain with the weight of ten questions
     score: Floats = -((total + 10 * gain.mean()) / (count + 10))[names]
     return score
+
+
+def learned_router(
+    groups: Sequence[str],
+) -> Callable[[NDArray[np.intp], CalibrationRecords], Floats]:
+    """Return a fit of `fit_router` on a word-count embedding of the subject's name.
+
+    The records hold no question text, so the name of its subject stands for a question.
+    """
+    texts = [group.replace("_", " ") for group in groups]
+    vectors = {text: np.array(embed(text, 128)) for text in set(texts)}
+
+    def fit(train: NDArray[np.intp], records: CalibrationRecords) -> Floats:
+        assert records.correct is not None
+        router = fit_router(
+            [texts[i] for i in train],
+            records.correct[train],
+            embed=lambda asked: [vectors[text] for text in asked],
+            lengths=-records.scores[train, 0],
+        ).router
+        chars = -records.scores[:, 0]
+        return np.array([router.of(vectors[t], c) for t, c in zip(texts, chars, strict=True)])
+
+    return fit
 
 
 def _length_router(table: Table, train: NDArray[np.intp], records: CalibrationRecords) -> Floats:

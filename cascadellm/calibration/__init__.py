@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from cascadellm.calibration.records import CalibrationRecord, CalibrationRecords
     from cascadellm.calibration.result import Calibration
     from cascadellm.calibration.risks import Risk, calibrate_risks
+    from cascadellm.calibration.router import LearnedRouter
+    from cascadellm.calibration.router_fit import fit_router
     from cascadellm.calibration.score_maps import Reliability, fit_score_map, reliability
     from cascadellm.calibration.threshold import calibrate_threshold
 
@@ -49,6 +51,7 @@ __all__ = [
     "Feedback",
     "FeedbackLoop",
     "InsufficientDataError",
+    "LearnedRouter",
     "LearnedScore",
     "NoValidThresholdError",
     "Question",
@@ -62,6 +65,7 @@ __all__ = [
     "collect_records",
     "exact_match",
     "fit_learned_score",
+    "fit_router",
     "fit_score_map",
     "judged_by",
     "load_records",
@@ -81,6 +85,7 @@ _HOME = {
     "DriftMonitor": "monitor",
     "Feedback": "feedback",
     "FeedbackLoop": "feedback",
+    "LearnedRouter": "router",
     "LearnedScore": "features",
     "Question": "collect",
     "Reliability": "score_maps",
@@ -93,6 +98,7 @@ _HOME = {
     "collect_records": "collect",
     "exact_match": "grading",
     "fit_learned_score": "fit",
+    "fit_router": "router_fit",
     "fit_score_map": "score_maps",
     "judged_by": "grading",
     "load_records": "loading",

@@ -17,10 +17,11 @@ from cascadellm.calibration.records import CalibrationRecords, Floats, id_digest
 from cascadellm.calibration.summary import versions
 from cascadellm.errors import CalibrationError, InsufficientDataError
 
-__all__ = ["Fitted", "apply_to", "fit_learned_score"]
+__all__ = ["Fitted", "apply_to", "fit_head", "fit_learned_score", "predict"]
 
 _STRENGTHS = (0.003, 0.03, 0.3)
 _LEAST = 40
+_WIDE = 300
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -87,7 +88,7 @@ def fit_learned_score(
     best = min(_STRENGTHS, key=lambda s: _log_loss(chances[s][rows], labels[rows]))
     columns = _columns(table, rows)
     inputs = _expand(columns, table, rows)
-    small, large = (_head(inputs, labels[rows, tier], best) for tier in (0, 1))
+    small, large = (fit_head(inputs, labels[rows, tier], best) for tier in (0, 1))
     out = chances[best][:, 0] - (chances[best][:, 1] if target == "gain" else 0.0)
     score = LearnedScore(
         columns,
@@ -118,8 +119,8 @@ def _cross_fit(
         inputs, outside = _expand(columns, table, train), _expand(columns, table, held)
         for strength in _STRENGTHS:
             for tier in (0, 1):
-                head = _head(inputs, labels[train, tier], strength)
-                chances[strength][held, tier] = _predict(head, outside)
+                head = fit_head(inputs, labels[train, tier], strength)
+                chances[strength][held, tier] = predict(head, outside)
     return chances
 
 
@@ -138,8 +139,8 @@ def apply_to(
     absent = np.full(n, np.nan)
     table = {c.name: table.get(c.name, absent) for c in score.columns}
     inputs = _expand(score.columns, table, np.arange(n))
-    small = _predict(score.small, inputs)
-    value = small if score.target == "correct" else small - _predict(score.large, inputs)
+    small = predict(score.small, inputs)
+    value = small if score.target == "correct" else small - predict(score.large, inputs)
     value = np.where(_all_missing(table, n), np.nan, value)
     return replace(
         records,
@@ -188,7 +189,8 @@ def _expand(
     return np.column_stack(parts)
 
 
-def _head(inputs: Floats, labels: Floats, strength: float) -> Head:
+def fit_head(inputs: Floats, labels: Floats, strength: float) -> Head:
+    """Return a logistic model of quality in [0, 1]; `strength` is its L2 penalty per record."""
     mean = float(np.clip(labels.mean(), 1e-4, 1 - 1e-4))
     if labels.min() == labels.max():
         return Head((0.0,) * inputs.shape[1], math.log(mean / (1 - mean)))
@@ -197,14 +199,15 @@ def _head(inputs: Floats, labels: Floats, strength: float) -> Head:
     target = np.repeat((1, 0), len(labels))
     weight = np.concatenate((labels, 1 - labels))
     keep = weight > 0
-    model = LogisticRegression(
-        C=1 / (strength * len(labels)), solver="newton-cholesky", max_iter=100
-    )
+    # Newton's matrix grows with the square of the inputs, and an embedding has many
+    solver = "newton-cholesky" if inputs.shape[1] <= _WIDE else "lbfgs"
+    model = LogisticRegression(C=1 / (strength * len(labels)), solver=solver, max_iter=200)
     model.fit(both[keep], target[keep], sample_weight=weight[keep])
     return Head(tuple(float(w) for w in model.coef_[0]), float(model.intercept_[0]))
 
 
-def _predict(head: Head, inputs: Floats) -> Floats:
+def predict(head: Head, inputs: Floats) -> Floats:
+    """Return the chance of each row of inputs. Shape (n,)."""
     value = head.intercept + inputs @ np.asarray(head.weights)
     chance: Floats = 1 / (1 + np.exp(-np.clip(value, -40, 40)))
     return chance

@@ -243,6 +243,18 @@ class LocalModel:
         """
         return self._runner.processors(prompt, settings)
 
+    def embed_documents(self, texts: Sequence[str]) -> list[list[float]]:
+        """Return the mean of the model's last hidden states for each text, without a template.
+
+        Any policy or router that takes an embedding model takes this model.
+
+        Raises:
+            ModelError: The model was closed.
+        """
+        from cascadellm.local.hidden import hidden_means
+
+        return hidden_means(self._runner, texts)
+
     def generate(self, messages: Any, *, tools: Tools | None = None, **overrides: Any) -> Answer:
         """Answer once.
 

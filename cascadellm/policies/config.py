@@ -79,6 +79,8 @@ def _encode(value: Any, place: str) -> Any:
     if isinstance(value, Tier):
         # a model is no plain data; whoever loads the config says which model bears the name
         return {"type": "named", "name": value.label}
+    if hasattr(value, "embed_documents") or hasattr(value, "get_text_embedding_batch"):
+        return {"type": "named", "name": type(value).__name__}
     if callable(value) and hasattr(value, "__name__") and value.__name__ != "<lambda>":
         return {"type": "named", "name": value.__name__}
     raise ConfigurationError(
@@ -106,6 +108,8 @@ def _decode(value: Any, allow: Mapping[str, Any]) -> Any:
         return tuple(_decode(item, allow) for item in value)
     if not isinstance(value, Mapping):
         return value
+    if str(value.get("schema", "")).startswith("cascadellm."):
+        return _fitted(value, allow)
     if "type" not in value:
         return {key: _decode(item, allow) for key, item in value.items()}
     kind = str(value["type"])
@@ -130,6 +134,16 @@ def _decode(value: Any, allow: Mapping[str, Any]) -> Any:
         return cls(**options)
     except TypeError as error:
         raise ConfigurationError(f"{kind}: {error}") from error
+
+
+def _fitted(value: Mapping[str, Any], allow: Mapping[str, Any]) -> Any:
+    """Build a fitted score or router, which are plain numbers, in their own room."""
+    from cascadellm.calibration.features import LearnedScore
+    from cascadellm.calibration.router import LearnedRouter
+
+    if str(value["schema"]).startswith("cascadellm.router/"):
+        return LearnedRouter.from_config(value, embed=allow.get(str(value.get("embedder"))))
+    return LearnedScore.from_config(value)
 
 
 def _token_level(kind: str) -> Any:

@@ -188,7 +188,7 @@ def nearest_embedder(embed: Any) -> Callable[[list[str]], Any]:
     if callable(embed):
         return embed  # type: ignore[no-any-return]
     raise ConfigurationError(
-        "Grounded(embed=) expects a function from texts to vectors, or an embedding model with "
+        "embed= expects a function from texts to vectors, or an embedding model with "
         f"embed_documents or get_text_embedding_batch, got {type(embed).__name__}"
     )
 
