@@ -31,6 +31,7 @@ from cascadellm.hedging import Ahead, Said
 from cascadellm.ledger import Ledger, Unit
 from cascadellm.policies.base import Moment, Policy, PolicyLike, resolve
 from cascadellm.resilience import retrying
+from cascadellm.scrub import error_text
 from cascadellm.tier import Tier, named
 from cascadellm.watching import STOPPED
 
@@ -315,7 +316,7 @@ class Cascade:
             raise
         except Exception as error:
             # a policy that breaks must not accept silently
-            reason = f"the policy raised {type(error).__name__}: {error}"[:300]
+            reason = f"the policy raised {error_text(error)}"[:300]
             decision = Decision(True, policy.name, code="policy_error", reason=reason)
         if decision is None:
             decision = Decision(False, policy.name, code="accept", reason="nothing to object")

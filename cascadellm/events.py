@@ -20,6 +20,7 @@ from typing import Any, Protocol, TypeAlias
 
 from cascadellm.answer import Answer, Attempt, Decision, Request, SideCall, Trace
 from cascadellm.jsonl import LineFile, encode_line
+from cascadellm.scrub import scrubbed_text
 from cascadellm.summary import Summary, summarise, to_frame
 from cascadellm.tier import Price
 
@@ -244,7 +245,7 @@ class Record:
             input=event.request.text if content else "",
             output=answer.text if answer is not None and content else "",
             drafts=event.drafts if content else (),
-            error=repr(event.error) if isinstance(event, Failed) else None,
+            error=scrubbed_text(repr(event.error)) if isinstance(event, Failed) else None,
         )
 
 

@@ -11,6 +11,7 @@ from cascadellm.answer import Action, Answer, Attempt, Decision, SideCall, Trace
 from cascadellm.effects import Call, CallMany, Effect, Judge, Plan
 from cascadellm.errors import BudgetExceededError, CascadeError, DeadlineExceededError
 from cascadellm.resilience import classify, unbilled
+from cascadellm.scrub import error_text, scrubbed_text
 from cascadellm.tier import Tier
 
 __all__ = ["Ledger", "Unit"]
@@ -152,9 +153,8 @@ class Ledger:
         cost = 0.0 if unit.tier.price is not None and unbilled(code) else None
         latency = self.clock() - self._begun
         decision = Decision(True, "", code=code, reason=f"{type(error).__name__} at this tier")
-        text = f"{type(error).__name__}: {error}"[:500]
         attempt = self._add(unit.index, unit.tier.label, action, decision, None, latency, cost)
-        attempt = replace(attempt, policy=None, error=text)
+        attempt = replace(attempt, policy=None, error=error_text(error))
         self.attempts[-1] = attempt
         return attempt
 
@@ -173,9 +173,9 @@ class Ledger:
     def refuse(self, unit: Unit, answer: Answer, policy: str, error: CascadeError) -> None:
         """Note a tier that answered, and that its policy ended the call with an error."""
         code = "budget" if isinstance(error, BudgetExceededError) else "policy_error"
-        decision = Decision(True, policy, code=code, reason=str(error)[:300])
+        decision = Decision(True, policy, code=code, reason=scrubbed_text(str(error))[:300])
         attempt = self.keep(unit, "error", answer, decision, self.attempt_s)
-        self.attempts[-1] = replace(attempt, error=f"{type(error).__name__}: {error}"[:500])
+        self.attempts[-1] = replace(attempt, error=error_text(error))
 
     def _add(
         self,
@@ -255,7 +255,7 @@ class Ledger:
                 output_tokens=usage.output_tokens if usage else None,
                 cost_usd=cost,
                 latency_s=latency_s,
-                error=None if failed is None else f"{type(failed).__name__}: {failed}"[:300],
+                error=None if failed is None else error_text(failed, 300),
             )
         )
 

@@ -12,6 +12,7 @@ from uuid import UUID
 
 from langchain_core.tracers.langchain import LangChainTracer
 
+from cascadellm.scrub import scrubbed
 from langchain_cascade.scrub import scrub
 
 __all__ = ["INTERRUPTED", "OuterTracer", "TierTracer", "for_outer", "for_tiers", "forgive", "held"]
@@ -44,6 +45,7 @@ class OuterTracer(LangChainTracer):
             self._as_chain(run)
         except Exception:
             _log.warning("the cascade's run is sent as an llm run", exc_info=True)
+        _scrub(self, run)
         super()._persist_run_single(run)
 
     def _get_run(self, run_id: UUID, run_type: str | set[str] | None = None) -> Any:
@@ -57,6 +59,10 @@ class OuterTracer(LangChainTracer):
         forgive(run)
         super()._on_llm_error(run)
 
+    def _update_run_single(self, run: Any) -> None:  # type: ignore[override]
+        scrub(run)
+        super()._update_run_single(run)
+
 
 class TierTracer(LangChainTracer):
     """Sees the runs below the cascade's.
@@ -68,7 +74,7 @@ class TierTracer(LangChainTracer):
     without_logprobs = False
 
     def _persist_run_single(self, run: Any) -> None:
-        scrub(run)
+        _scrub(self, run)
         super()._persist_run_single(run)
 
     def _on_llm_end(self, run: Any) -> None:
@@ -102,6 +108,12 @@ class BareTierTracer(TierTracer):
 
 class NestedTracer(OuterTracer, TierTracer):
     """Sees the run of a cascade that is itself a tier: a `chain` that waits for its outcome."""
+
+
+def _scrub(tracer: LangChainTracer, run: Any) -> None:
+    # LangChain adds the tracer's own defaults to a run only when it sends it
+    tracer.tracing_metadata = scrubbed(tracer.tracing_metadata)
+    scrub(run)
 
 
 def forgive(run: Any) -> None:

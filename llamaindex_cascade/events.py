@@ -13,6 +13,7 @@ from llama_index.core.instrumentation.event_handlers import BaseEventHandler
 from llama_index.core.instrumentation.events import BaseEvent
 
 from cascadellm import events as engine
+from cascadellm.scrub import scrubbed_text
 
 __all__ = [
     "CascadeAbandonedEvent",
@@ -159,7 +160,9 @@ def instrumentation_event(event: engine.CascadeEvent, span_id: str | None) -> Ba
             return CascadeAbandonedEvent(span_id=span_id, trace=event.trace.to_dict())
         case engine.Failed():
             trace = event.trace.to_dict()
-            return CascadeFailedEvent(span_id=span_id, trace=trace, error=repr(event.error))
+            return CascadeFailedEvent(
+                span_id=span_id, trace=trace, error=scrubbed_text(repr(event.error))
+            )
         case engine.ShadowAnswered():
             return CascadeShadowEvent(span_id=span_id, **asdict(event))
         case engine.DriftDetected():

@@ -28,6 +28,7 @@ from llama_index_instrumentation.span_handlers import NullSpanHandler
 from cascadellm import Cascade, events
 from cascadellm.answer import Attempt, Decision, Trace
 from cascadellm.policies.base import Policy
+from cascadellm.scrub import scrubbed_text
 from llamaindex_cascade.attributes import OtelSpan, attempt_attributes, trace_attributes
 from llamaindex_cascade.events import instrumentation_event
 from llamaindex_cascade.tier import TierBook
@@ -256,7 +257,7 @@ class Spans:
         if not self._open:
             return
         span = self._open.pop()
-        _dispatcher.event(SpanDropEvent(span_id=span.id_, err_str=str(error)))
+        _dispatcher.event(SpanDropEvent(span_id=span.id_, err_str=scrubbed_text(str(error))))
         _dispatcher.span_drop(
             id_=span.id_, bound_args=span.bound, instance=span.instance, err=error
         )

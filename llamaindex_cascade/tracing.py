@@ -194,10 +194,11 @@ def _start(
     processor: Any, resource: Mapping[str, str], provider: Any, *, hide_content: bool
 ) -> Tracing:
     try:
-        from openinference.instrumentation import TraceConfig
         from openinference.instrumentation.llama_index import LlamaIndexInstrumentor
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
+
+        from llamaindex_cascade.masking import Masked, Scrubbing
     except ImportError as error:
         package = "openinference-instrumentation-llama-index"
         raise MissingDependencyError.for_extra(package, _EXTRA) from error
@@ -213,9 +214,9 @@ def _start(
     if owned:
         provider = TracerProvider(resource=Resource.create(dict(resource)))
     if processor is not None:
-        provider.add_span_processor(processor)
+        provider.add_span_processor(Scrubbing(processor))
     if not running:
-        config = TraceConfig(hide_inputs=True, hide_outputs=True) if hide_content else TraceConfig()
+        config = Masked(hide_inputs=True, hide_outputs=True) if hide_content else Masked()
         instrumentor.instrument(tracer_provider=provider, config=config)
     instrument_openinference()
     return Tracing(provider, owned=owned, instrumentor=None if running else instrumentor)
