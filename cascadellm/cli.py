@@ -39,6 +39,9 @@ def main() -> None:
         app()
     except CascadeError as error:
         _fail(error)
+    except OSError as error:
+        # a file that cannot be read or written; the sentence names it
+        _fail(error)
 
 
 def _app() -> typer.Typer:
@@ -101,6 +104,6 @@ def _missing(error: ImportError, extra: str) -> CascadeError:
     return MissingDependencyError.for_extra(error.name, extra)
 
 
-def _fail(error: CascadeError) -> NoReturn:
+def _fail(error: Exception) -> NoReturn:
     sys.stderr.write(f"cascadellm: {error}\n")
     raise SystemExit(1)

@@ -20,7 +20,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bar
 
-from cascadellm.errors import CalibrationError, ConfigurationError, MissingDependencyError
+from cascadellm.errors import ConfigurationError, MissingDependencyError
 
 if TYPE_CHECKING:
     from cascadellm.calibration.collect import Collection, Progress
@@ -61,8 +61,11 @@ def collect(
     """Ask every tier every question; a second run asks only what is missing."""
     from cascadellm.calibration.collect import collect_records, read_questions
     from cascadellm.calibration.grading import exact_match
+    from cascadellm.calibration.jsonl import check_output
 
     listed = read_questions(questions)
+    # a file that exists is continued
+    check_output(output, overwrite=True)
     target = _load(cascade)
     known: dict[str, Any] = {"exact": exact_match, "none": None}
     grader = known[grade] if grade in known else _load(grade)
@@ -73,16 +76,22 @@ def collect(
             cost = "cost unknown" if now.cost_usd is None else f"{now.cost_usd:.4g} USD"
             bar.update(task, completed=now.done, cost=cost)
 
-        found = collect_records(
-            target,
-            listed,
-            output,
-            grade=grader,
-            concurrency=concurrency,
-            max_cost_usd=max_cost,
-            reads=frozenset({"logprobs", "top_logprobs"} if top_logprobs else {"logprobs"}),
-            progress=show,
-        )
+        try:
+            found = collect_records(
+                target,
+                listed,
+                output,
+                grade=grader,
+                concurrency=concurrency,
+                max_cost_usd=max_cost,
+                reads=frozenset({"logprobs", "top_logprobs"} if top_logprobs else {"logprobs"}),
+                progress=show,
+            )
+        except KeyboardInterrupt:
+            bar.stop()
+            said = f"interrupted; every answer so far is in {output}, run again to continue"
+            typer.echo(said, err=True)
+            raise typer.Exit(130) from None
     typer.echo(f"{len(found.records)} of {len(listed)} questions are complete -> {output}")
     _say_run(found)
     if found.left:
@@ -133,10 +142,10 @@ def calibrate(  # noqa: PLR0917 - typer passes every option by name
     """Choose a threshold with a certified risk or budget, and save it."""
     # the numerical packages load when a command runs, not for every `--help`
     from cascadellm.calibration.budget import calibrate_budget
+    from cascadellm.calibration.jsonl import check_output
     from cascadellm.calibration.loading import load_records
 
-    if output.exists() and not force:
-        raise CalibrationError(f"{output} exists; choose another file or pass --force")
+    check_output(output, overwrite=force)
     data = load_records(records, () if score is None else (score,))
     if deferral_rate is not None or cost_usd is not None:
         if target_risk is not None:
@@ -219,6 +228,10 @@ def _load(place: str) -> Any:
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"cannot import {module!r} ({error}); run the command in the folder of the file"
+        ) from error
+    except Exception as error:
+        raise ConfigurationError(
+            f"importing {module!r} failed: {type(error).__name__}: {error}"
         ) from error
     if not hasattr(found, name):
         raise ConfigurationError(f"module {module!r} has no name {name!r}")

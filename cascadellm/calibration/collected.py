@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +147,27 @@ def decode_line(row: Mapping[str, Any], names: Sequence[str] | None) -> str | No
             f"tier {tier} is {row['name']!r} here and {expected!r} in the cascade; collect "
             "another cascade into another file"
         )
+    return _unreadable(row)
+
+
+def _unreadable(row: Mapping[str, Any]) -> str | None:
+    for name in ("correct", "cost_usd", "latency_s", "input_tokens", "output_tokens"):
+        value = row.get(name)
+        number = isinstance(value, (int, float)) and 0 <= value < math.inf
+        if value is not None and not number:
+            return f"{name!r} must be a finite number >= 0 or null, got {value!r}"
+    if (row.get("correct") or 0) > 1:
+        return f"'correct' must lie in [0, 1], got {row['correct']!r}"
+    asked = row.get("question", "")
+    messages = isinstance(asked, list) and all(isinstance(m, dict) for m in asked)
+    if not isinstance(row["text"], str) or not (isinstance(asked, str) or messages):
+        return "'text' must be a text, and 'question' a text or messages"
+    try:
+        answer = _answer(row)
+        for token in answer.tokens or ():
+            float(token.logprob)
+    except (TypeError, ValueError, KeyError, IndexError) as error:
+        return f"the answer is malformed ({type(error).__name__}: {error})"
     return None
 
 

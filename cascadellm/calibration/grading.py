@@ -74,9 +74,15 @@ def graded(grade: Grade, question: Any, reference: str | None, answer: Answer) -
     """Grade and check the result.
 
     Raises:
-        ConfigurationError: The grade is no number in [0, 1], bool or None.
+        ConfigurationError: Grading fails, or the grade is no number in [0, 1], bool or None.
     """
-    value = grade(question, reference, answer)
+    try:
+        value = grade(question, reference, answer)
+    except Exception as error:
+        raise ConfigurationError(
+            f"the grading function failed on {str(question)[:80]!r}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
     if value is None:
         return None
     if not isinstance(value, (bool, int, float)) or not 0 <= value <= 1:

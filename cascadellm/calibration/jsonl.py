@@ -12,7 +12,7 @@ from typing import Any
 from cascadellm.calibration.records import CalibrationRecord, CalibrationRecords
 from cascadellm.errors import CalibrationError
 
-__all__ = ["read_lines", "read_records", "write_records"]
+__all__ = ["check_output", "read_lines", "read_records", "write_records"]
 
 _FIELDS = frozenset(f.name for f in fields(CalibrationRecord))
 
@@ -39,6 +39,20 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 yield number, data
     except (OSError, UnicodeDecodeError) as error:
         raise CalibrationError(f"cannot read {path}: {error}") from error
+
+
+def check_output(path: str | Path, *, overwrite: bool) -> None:
+    """Refuse a file that must not or cannot be written, before any work is done for it.
+
+    Raises:
+        CalibrationError: The file exists, is a folder, or lies in a folder that does not exist.
+    """
+    target = Path(path)
+    if target.is_dir() or not target.parent.is_dir():
+        fault = "is a folder" if target.is_dir() else "lies in a folder that does not exist"
+        raise CalibrationError(f"{target} {fault}; name a file in an existing folder")
+    if target.exists() and not overwrite:
+        raise CalibrationError(f"{target} exists; choose another file or pass --force")
 
 
 def read_records(path: str | Path) -> CalibrationRecords:
@@ -68,11 +82,21 @@ def read_records(path: str | Path) -> CalibrationRecords:
                 f"{path}, line {number}: expected {shape[0]} score(s) and {shape[0] + 1} values in "
                 f"'correct' (one per tier), got {found[0]} and {found[1]}"
             )
+        for name, size in (("agree", width), ("cost", width + 1)):
+            given = getattr(row, name)
+            if given is not None and _width(given) != size:
+                raise CalibrationError(
+                    f"{path}, line {number}: expected {size} value(s) in {name!r}, got "
+                    f"{_width(given)}"
+                )
         rows.append(row)
         names = names or tuple(data.get("score_names") or ())
     if not rows:
         raise CalibrationError(f"{path} holds no records")
-    return CalibrationRecords.from_records(rows, score_names=names)
+    try:
+        return CalibrationRecords.from_records(rows, score_names=names)
+    except CalibrationError as error:
+        raise CalibrationError(f"{path}: {error}") from error
 
 
 def write_records(

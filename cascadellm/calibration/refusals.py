@@ -139,6 +139,12 @@ def no_signal(column: LossColumn) -> None:
         NoValidThresholdError: The score is constant, or no better than chance.
     """
     present = column.score[~np.isnan(column.score)]
+    if len(column) and (column.value > 0).all():
+        raise NoValidThresholdError(
+            f"one class only: all {len(column)} records would be a loss if accepted; a threshold "
+            "would only choose how many. Use another smaller tier",
+            best_bound=1.0,
+        )
     value = signal_pvalue(column)
     if value is None:
         if present.size and (present == present[0]).all() and (column.value > 0).any():

@@ -175,7 +175,11 @@ class Calibration:
             raise CalibrationError(
                 f"{target} exists; choose another path or pass overwrite=True (CLI: --force)"
             )
-        target.write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", "utf-8")
+        text = json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n"
+        # in one step, so that a kill leaves the earlier file or the new one
+        part = target.with_name(target.name + ".part")
+        part.write_text(text, "utf-8")
+        part.replace(target)
         return target
 
     @classmethod

@@ -52,13 +52,14 @@ def evaluate_command(  # noqa: PLR0917 - typer passes every option by name
     force: Annotated[bool, typer.Option("--force", help="Overwrite files.")] = False,
 ) -> None:
     """Judge deferral policies on graded records, beside random, oracle and prompt length."""
+    from cascadellm.calibration.jsonl import check_output
     from cascadellm.calibration.loading import load_records
     from cascadellm.calibration.result import Calibration
     from cascadellm.evaluation.compare import evaluate
 
     for target in (html, png, output):
-        if target is not None and target.exists() and not force:
-            raise CalibrationError(f"{target} exists; choose another file or pass --force")
+        if target is not None:
+            check_output(target, overwrite=force)
     data = load_records(records, score or ())
     found = evaluate(
         data,

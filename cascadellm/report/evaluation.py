@@ -70,7 +70,7 @@ def _tiles(found: Evaluation) -> list[tuple[str, str, str]]:
     cost = best.values["qnc"]
     shown.append(
         (
-            f"least cost, {100 * found.margin:g} points of margin",
+            f"least cost within {_margin(found.margin)}",
             "never" if math.isnan(cost) else f"{cost:.0%}",
             f"{best.name}, {unit}",
         )
@@ -172,6 +172,11 @@ def _notes(found: Evaluation) -> Html:
 
 def _legend_of_columns() -> str:
     return "; ".join(f"{label}: {meaning}" for _, label, meaning in _COLUMNS) + "."
+
+
+def _margin(margin: float) -> str:
+    points = 100 * margin
+    return f"{points:g} point" if points == 1 else f"{points:g} points"
 
 
 def _range(result: PolicyResult, name: str) -> str:
