@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -70,12 +71,6 @@ def collect(
     known: dict[str, Any] = {"exact": exact_match, "none": None}
     grader = known[grade] if grade in known else _load(grade)
     with Bar(*_columns(), console=Console(stderr=True)) as bar:
-        task = bar.add_task("asking every tier", total=len(listed), cost="")
-
-        def show(now: Progress) -> None:
-            cost = "cost unknown" if now.cost_usd is None else f"{now.cost_usd:.4g} USD"
-            bar.update(task, completed=now.done, cost=cost)
-
         try:
             found = collect_records(
                 target,
@@ -85,7 +80,7 @@ def collect(
                 concurrency=concurrency,
                 max_cost_usd=max_cost,
                 reads=frozenset({"logprobs", "top_logprobs"} if top_logprobs else {"logprobs"}),
-                progress=show,
+                progress=_shown(bar, len(listed)),
             )
         except KeyboardInterrupt:
             bar.stop()
@@ -96,6 +91,16 @@ def collect(
     _say_run(found)
     if found.left:
         raise typer.Exit(3)
+
+
+def _shown(bar: Bar, total: int) -> Callable[[Progress], None]:
+    task = bar.add_task("asking every tier", total=total, cost="")
+
+    def show(now: Progress) -> None:
+        cost = "cost unknown" if now.cost_usd is None else f"{now.cost_usd:.4g} USD"
+        bar.update(task, completed=now.done, cost=cost)
+
+    return show
 
 
 def _columns() -> tuple[ProgressColumn, ...]:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
 
 from cascadellm.evaluation.compare import Evaluation
 
@@ -25,16 +26,21 @@ def figure(evaluation: Evaluation) -> Figure:
         style = {"color": "0.55", "ls": _GREY[result.name]} if result.name in _GREY else {}
         by_share.plot(curve.share, curve.quality, label=result.name, **style)
         by_cost.plot(curve.cost, curve.quality, label=result.name, **style)
-    for point in evaluation.points:
-        by_share.plot(point.share_last, point.quality, "o", label=point.name)
+    for place, point in enumerate(evaluation.points):
+        mark = {"marker": "o", "ms": 9, "mec": "white", "ls": "", "color": f"C{9 - place % 5}"}
+        by_share.plot(point.share_last, point.quality, label=point.name, zorder=5, **mark)
         if point.cost is not None:
-            by_cost.plot(point.cost, point.quality, "o", label=point.name)
+            by_cost.plot(point.cost, point.quality, label=point.name, zorder=5, **mark)
     by_share.set_xlabel("share sent to the larger tier")
     by_cost.set_xlabel("cost relative to always asking the larger tier")
     by_share.set_ylabel("quality")
-    by_share.legend(fontsize="small")
+    by_share.legend(fontsize="small", loc="lower right")
     for axes in (by_share, by_cost):
         axes.grid(visible=True, alpha=0.3)
+        axes.xaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.spines[["top", "right"]].set_visible(False)
+    drawn.suptitle(f"Quality of the cascade on {evaluation.n} questions", fontsize="medium")
     return drawn
 
 

@@ -67,6 +67,7 @@ class _Frame:
 
     xs: Sequence[float]
     ys: Sequence[float]
+    height: int = _HEIGHT
 
     def x(self, value: float) -> float:
         low, high = self.xs[0], self.xs[-1]
@@ -74,11 +75,12 @@ class _Frame:
 
     def y(self, value: float) -> float:
         low, high = self.ys[0], self.ys[-1]
-        return _HEIGHT - _BOTTOM - (value - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM)
+        room = self.height - _TOP - _BOTTOM
+        return self.height - _BOTTOM - (value - low) / (high - low) * room
 
     def axes(self, x_label: str, x_format: Format, y_format: Format) -> list[Html]:
         parts = []
-        floor = _HEIGHT - _BOTTOM
+        floor = self.height - _BOTTOM
         for tick in self.ys:
             at = self.y(tick)
             parts.append(_line(_LEFT, at, _WIDTH - _RIGHT, at, "gridline"))
@@ -86,7 +88,7 @@ class _Frame:
         parts += [_text(self.x(t), floor + 16, x_format(t), "tick middle") for t in self.xs]
         parts.append(_line(_LEFT, floor, _WIDTH - _RIGHT, floor, "axis"))
         middle = (_LEFT + _WIDTH - _RIGHT) / 2
-        parts.append(_text(middle, _HEIGHT - 6, x_label, "label middle"))
+        parts.append(_text(middle, self.height - 6, x_label, "label middle"))
         return parts
 
 
@@ -131,6 +133,7 @@ def lines(
     x_ticks: Sequence[float] = (),
     marker: float | None = None,
     marker_label: str = "",
+    height: int = _HEIGHT,
 ) -> Html:
     """Return lines or dots in one frame, with a key.
 
@@ -145,6 +148,7 @@ def lines(
             values around the points when not given.
         marker: Place of a vertical marker on the horizontal axis.
         marker_label: Its name.
+        height: Height of the frame, of a width of 620.
     """
     kept = [
         (s, [p for p in s.points if math.isfinite(p[0]) and math.isfinite(p[1])]) for s in series
@@ -156,14 +160,15 @@ def lines(
         return _empty(y_label or "this chart")
     xs += [] if marker is None else [marker]
     ys += [0.0] if y_from_zero else []
-    frame = _Frame(x_ticks or nice_ticks(min(xs), max(xs), 6), nice_ticks(min(ys), max(ys)))
+    x_ticks = x_ticks or nice_ticks(min(xs), max(xs), 6)
+    frame = _Frame(x_ticks, nice_ticks(min(ys), max(ys)), height)
     parts = frame.axes(x_label, x_format, y_format)
     for one, points in kept:
         parts += _draw(frame, one, points, x_format, y_format)
     if marker is not None:
         parts += _marker(frame, marker, marker_label or x_format(marker))
     keys = {s.name: s.color for s, points in kept if points and s.name}
-    return Html(_axis_name(y_label) + _svg(parts, y_label) + _key(keys))
+    return Html(_axis_name(y_label) + _svg(parts, y_label, height) + _key(keys))
 
 
 def _draw(
@@ -181,6 +186,11 @@ def _draw(
         parts.append(element("polyline", points=path, class_=kind))
     # a point under every line vertex would hide dense lines, yet a tip is wanted on each
     radius = 3.2 if one.dots else 2.4
+    if one.dots and len(points) == 1:
+        # a single point is what the picture is about
+        radius, (x, y) = 6.0, points[0]
+        below = _text(frame.x(x) + 9, frame.y(y) + 18, one.name, "mark")
+        parts.append(below)
     if one.dots or len(points) <= 60:
         for x, y in points:
             tip = element("title", f"{one.name}: {x_format(x)}, {y_format(y)}")
@@ -201,7 +211,7 @@ def _marker(frame: _Frame, value: float, label: str) -> list[Html]:
     at = frame.x(value)
     near_right = at > _WIDTH * 0.7
     return [
-        _line(at, _TOP, at, _HEIGHT - _BOTTOM, "marker"),
+        _line(at, _TOP, at, frame.height - _BOTTOM, "marker"),
         _text(
             at + (-6 if near_right else 6), _TOP - 7, label, f"mark {'end' if near_right else ''}"
         ),

@@ -34,6 +34,7 @@ _COLUMNS = (
     ("error_auc", "error AUC", "chance that a right small answer outranks a wrong one"),
     ("ibc_lift", "IBC lift %", "gain per cost above always asking the large tier"),
 )
+_HEIGHT = 380
 _BASELINE_COLORS = {"random": 7, "oracle": 6, "prompt length": 5}
 
 
@@ -87,14 +88,14 @@ def _figures(found: Evaluation) -> list[Html]:
         for axis, series in ((curve.share, by_share), (curve.cost, by_cost)):
             points = [(float(x), float(y)) for x, y in zip(axis, curve.quality, strict=True)]
             series.append(Series(result.name, points, color=color, dashed=result.baseline))
-    for place, point in enumerate(found.points, start=len(found.results)):
-        by_share.append(
-            Series(point.name, [(point.share_last, point.quality)], color=place % 5, dots=True)
-        )
+    for place, point in enumerate(found.points):
+        # from the other end of the colours, to differ from the policies
+        color = (4 - place) % 5
+        at = (point.share_last, point.quality)
+        by_share.append(Series(point.name, [at], color=color, dots=True))
         if point.cost is not None:
-            by_cost.append(
-                Series(point.name, [(point.cost, point.quality)], color=place % 5, dots=True)
-            )
+            at = (point.cost, point.quality)
+            by_cost.append(Series(point.name, [at], color=color, dots=True))
     charts = [
         figure(
             "Quality over share",
@@ -103,6 +104,7 @@ def _figures(found: Evaluation) -> list[Html]:
                 x_label="share sent to the larger tier",
                 x_format=_percent,
                 y_format=_percent,
+                height=_HEIGHT,
             ),
             "dashed: random, oracle and prompt length",
         )
@@ -116,6 +118,7 @@ def _figures(found: Evaluation) -> list[Html]:
                     x_label="cost, always asking the larger tier = 100%",
                     x_format=_percent,
                     y_format=_percent,
+                    height=_HEIGHT,
                 ),
                 "the smaller tier is paid on every question",
             )
@@ -127,7 +130,9 @@ def _policies(found: Evaluation) -> Html:
     rows = []
     for result in found.results:
         cells = [
-            f"{_number(result.values[name])} {_range(result, name)}".strip()
+            join((element("span", _number(result.values[name])), element("small", span)))
+            if (span := _range(result, name))
+            else _number(result.values[name])
             for name, _, _ in _COLUMNS
         ]
         chance = {True: "yes", False: "no", None: ""}[result.beats_chance]
