@@ -250,7 +250,13 @@ class CascadeFlow(BaseChatModel):
         **kwargs: Any,
     ) -> ChatResult:
         kwargs[BOX] = self._box_at(kwargs, run_manager)
-        return await super()._agenerate_with_cache(messages, stop, run_manager, **kwargs)
+        try:
+            return await super()._agenerate_with_cache(messages, stop, run_manager, **kwargs)
+        except asyncio.CancelledError as gone:
+            if run_manager is not None:
+                # LangChain itself leaves the run of a cancelled call open
+                await run_manager.on_llm_error(gone)
+            raise
 
     def _box_at(self, kwargs: dict[str, Any], run_manager: Any) -> Box:
         box: Box = kwargs.pop(BOX, None) or Box()
@@ -299,11 +305,6 @@ class CascadeFlow(BaseChatModel):
         context = self._context(messages, stop, run_manager, kwargs, asynchronous=True)
         try:
             return _result(await adrive(context.plan(), AsyncLangChainPerformer(context)), context)
-        except asyncio.CancelledError as gone:
-            if run_manager is not None:
-                # LangChain itself leaves the run of a cancelled call open
-                await run_manager.on_llm_error(gone)
-            raise
         finally:
             context.close()
 

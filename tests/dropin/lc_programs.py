@@ -63,8 +63,9 @@ def words(output: Any) -> str:
         return json.dumps(output.model_dump(), sort_keys=True)
     if isinstance(output, list):
         return "; ".join(words(one) for one in output)
-    if isinstance(output, dict) and "raw" in output:
-        return words(output["parsed"])
+    for key in ("parsed", "answer"):
+        if isinstance(output, dict) and key in output:
+            return words(output[key])
     return output if isinstance(output, str) else json.dumps(output, sort_keys=True, default=words)
 
 
@@ -259,12 +260,14 @@ SCHEMAS: dict[str, Any] = {
 }
 
 
-def structured(schema: str, question: str, *, raw: bool = False, **options: Any) -> Program:
-    """Return `with_structured_output`."""
-    name = "-".join(["structured", schema, *options.values(), *["raw"] * raw])
+def structured(schema: Any, question: str, *, raw: bool = False, **options: Any) -> Program:
+    """Return `with_structured_output`, of a schema or the name of one of `SCHEMAS`."""
+    known = schema if isinstance(schema, str) else "own"
+    name = "-".join(["structured", known, *options.values(), *["raw"] * raw])
+    asked = SCHEMAS.get(known, schema)
 
     def make(llm: Any) -> Runnable[Any, Any]:
-        return llm.with_structured_output(SCHEMAS[schema], include_raw=raw, **options)  # type: ignore[no-any-return]
+        return llm.with_structured_output(asked, include_raw=raw, **options)  # type: ignore[no-any-return]
 
     return runnable(name, make, question)
 

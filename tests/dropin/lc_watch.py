@@ -125,7 +125,7 @@ def run_everywhere(
 def _miscounts(watch: Watch) -> list[str]:
     found = []
     wanted = total(watch.records)
-    counted = sum(one["total_tokens"] for one in watch.usage.usage_metadata.values())
+    counted = sum(one.get("total_tokens", 0) for one in watch.usage.usage_metadata.values())
     if wanted != counted:
         found.append(f"the usage callback says {counted}, the records say {wanted}")
     traced = sum(root.total_tokens for root in watch.server.trees())

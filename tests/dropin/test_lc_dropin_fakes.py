@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,10 +19,12 @@ from langchain.agents.middleware import (
     ToolCallLimitMiddleware,
 )
 from langchain.agents.structured_output import ProviderStrategy, ToolStrategy
+from langchain_core.messages import AIMessageChunk
+from langchain_core.outputs import ChatGenerationChunk
 
 from cascadellm import ToolCall
 from cascadellm.testing import FakeModel
-from langchain_cascade import CascadeLLM, Valid
+from langchain_cascade import CascadeLLM, Tier, Valid, guard, tracing
 from tests.dropin import lc_agents as agents
 from tests.dropin import lc_programs as programs
 from tests.dropin.lc_programs import Program
@@ -166,6 +169,7 @@ CASES = [
     Case(programs.routed(ASKED)),
     Case(programs.parsed_json(ASKED), WRITTEN, answer=WRITTEN),
     Case(programs.retrieval(STORE, ASKED, RAG)),
+    Case(programs.sourced(STORE, ASKED, RAG)),
     Case(programs.condensed(STORE, ASKED, RAG)),
     *_objects(),
     *_bound(),
@@ -200,7 +204,6 @@ def tiers_of(case: Case, kind: str) -> list[Any]:
     small = FakeModel(case.bad, name="small", logprob=-2.0)
     if kind == "escalated":
         return [small, FakeModel(case.good, name="large")]
-    from langchain_cascade import Tier
 
     return [small, Tier(hosted(case.good), name="large")]
 
@@ -214,3 +217,69 @@ def test_a_program_runs_alike_in_every_way(case: Case, kind: str) -> None:
     )
     assert {"small" if kind == "accepted" else "large"} == {name for name, *_ in found}
     assert case.answer == text
+
+
+# -- the checker notices --
+
+STREAMED = programs.chain(ASKED)
+AGENT = agents.agent("tools", [add], "2 + 2?")
+
+
+def doubted() -> CascadeLLM:
+    """Return a cascade whose first draft is rejected."""
+    small = FakeModel(DRAFT, name="small", logprob=-2.0)
+    return CascadeLLM([small, FakeModel(ANSWER, name="large")], CHOW)
+
+
+class Leaky(CascadeLLM):
+    """Shows the draft before it decides."""
+
+    def _stream(self, messages: Any, *rest: Any, **kwargs: Any) -> Any:
+        yield ChatGenerationChunk(message=AIMessageChunk(content=DRAFT))
+        yield from super()._stream(messages, *rest, **kwargs)
+
+
+@pytest.mark.parametrize("way", ["stream", "stream messages"])
+def test_a_leaked_draft_is_noticed(way: str) -> None:
+    """A draft that reaches the caller's stream is found, in a chain and in an agent."""
+    ways = {way: (STREAMED if way == "stream" else AGENT).ways[way]}
+    with pytest.raises(AssertionError, match="of the rejected draft"):
+        run_everywhere(ways, lambda: Leaky(doubted().tiers, CHOW))
+
+
+def test_a_draft_shown_to_callbacks_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A handler that hears a tier's own tokens is found."""
+    monkeypatch.setattr(tracing, "muted", list)
+    with pytest.raises(AssertionError, match="in callbacks"):
+        run_everywhere({"stream messages": AGENT.ways["stream messages"]}, doubted)
+
+
+def test_tokens_counted_twice_are_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A usage that stays on the cascade's own run is found."""
+
+    def keeps(self: Any, run: Any) -> None:
+        run.extra["metadata"] = {**run.metadata, "usage_metadata": {"total_tokens": 14}}
+        self._update_run_single(run)
+
+    monkeypatch.setattr(guard.OuterTracer, "_on_llm_end", keeps)
+    with pytest.raises(AssertionError, match="LangSmith says"):
+        run_everywhere({"invoke": STREAMED.ways["invoke"]}, doubted)
+
+
+def test_a_missing_decision_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A decision without its run is found."""
+    monkeypatch.setattr(tracing, "DECISION", "hidden")
+    with pytest.raises(AssertionError, match="LangSmith shows the decisions"):
+        run_everywhere({"invoke": STREAMED.ways["invoke"]}, doubted)
+
+
+def test_a_way_that_decides_otherwise_is_noticed() -> None:
+    """A policy that flips from one way to the next is found."""
+    flips = itertools.cycle([True, False])
+
+    def build() -> CascadeLLM:
+        defer = next(flips)
+        return CascadeLLM(doubted().tiers, lambda answer: defer)
+
+    with pytest.raises(AssertionError, match="small"):
+        run_everywhere(STREAMED.ways, build)
