@@ -12,6 +12,7 @@ from cascadellm.answer import Answer, Piece
 from cascadellm.errors import ConfigurationError, OutOfMemoryError
 from cascadellm.local.adaptive import AdaptiveGamma, FixedGamma, GammaChooser
 from cascadellm.local.assemble import TextAssembler
+from cascadellm.local.cache import new_cache
 from cascadellm.local.chat import Prompt, check_room
 from cascadellm.local.decode import Decoder, Round
 from cascadellm.local.detokenize import TokenTable
@@ -70,6 +71,10 @@ class PairRunner:
             AdaptiveGamma(lossless=rule.lossless) if gamma == "adaptive" else FixedGamma(gamma)
         )
         self._quick: list[QuickForward | None] = [None, None]
+        with self._both():
+            for model in (draft, target):
+                # refuses a cache that cannot take drafts back
+                new_cache(model.module, model.model_name)
         if target.is_encoder_decoder:
             self._start_token()
         else:
