@@ -46,11 +46,14 @@ class CascadeState(AgentState[Any]):
 class CascadeMiddleware(AgentMiddleware[CascadeState, Any, Any]):
     """Keeps a thread on the larger tier after a deferral, and within its budget.
 
+    A tier that the thread stays on is asked alone: no policy judges its answer, and its error is
+    the step's. A step that raises leaves no record in the state; `record_cascade` has it.
+
     Args:
         sticky_steps: Model steps that stay on the tier that answered after a deferral;
             0 = every step starts at the first tier.
-        until: `steps` counts them down; `answer` also ends the stay at the first step that
-            answers without calling a tool (the agent's success).
+        until: `steps` counts them down; `answer` also ends the stay at the agent's success: the
+            first step that answers without calling a tool, or with a valid structured response.
         budget_usd: Most money per thread; needs prices on all tiers.
         budget_tokens: Most tokens (input and output, all tiers) per thread.
         on_budget: Once a budget is spent: `first` keeps the thread on the first tier,
@@ -148,14 +151,13 @@ class CascadeMiddleware(AgentMiddleware[CascadeState, Any, Any]):
         state: Any = request.state
         update = {
             "cascade_trail": [record],
-            "cascade_sticky": self._stay(state, record, message),
-            "cascade_spent": _added(state.get("cascade_spent"), record),
+            "cascade_sticky": self._stay(state, record, _succeeded(response, message)),
+            "cascade_spent": _added(state.get("cascade_spent"), record, message),
         }
         return ExtendedModelResponse(response, Command(update=update))
 
-    def _stay(self, state: Any, record: dict[str, Any], message: Any) -> dict[str, Any] | None:
-        answered = not getattr(message, "tool_calls", None)
-        if self.until == "answer" and answered:
+    def _stay(self, state: Any, record: dict[str, Any], success: bool) -> dict[str, Any] | None:
+        if self.until == "answer" and success:
             return None
         if record["escalated"] and self.sticky_steps:
             return {"tier": record["answered_by"], "steps": self.sticky_steps}
@@ -165,9 +167,17 @@ class CascadeMiddleware(AgentMiddleware[CascadeState, Any, Any]):
         return {"tier": sticky["tier"], "steps": sticky["steps"] - 1}
 
 
-def _added(spent: dict[str, Any] | None, record: dict[str, Any]) -> dict[str, Any]:
+def _succeeded(response: ModelResponse[Any], message: Any) -> bool:
+    """Return whether a step ends the agent's run: structured responses may be tool calls."""
+    return response.structured_response is not None or not getattr(message, "tool_calls", None)
+
+
+def _added(spent: dict[str, Any] | None, record: dict[str, Any], message: Any) -> dict[str, Any]:
     """Add one call's money and tokens to the thread's."""
     before = spent or {"usd": 0.0, "tokens": 0}
+    if (getattr(message, "usage_metadata", None) or {}).get("total_cost") == 0:
+        # LangChain's mark of a cached answer, whose record tells what the first call cost
+        return before
     counts = record["tokens_by_tier"].values()
     tokens = sum(count["input"] + count["output"] for count in counts)
     known = before["usd"] is not None and record["cost_usd"] is not None

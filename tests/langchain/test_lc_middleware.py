@@ -2,14 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import pytest
 from langchain.agents import create_agent
+from langchain.agents.structured_output import ToolStrategy
+from langchain_core.caches import InMemoryCache
+from langchain_core.globals import set_llm_cache
 from langchain_core.language_models import GenericFakeChatModel
+from langchain_core.messages import HumanMessage
 from langgraph.checkpoint.memory import InMemorySaver
+from pydantic import BaseModel
 
-from cascadellm import BudgetExceededError, ConfigurationError, Price, Threshold, Tier, ToolCall
+from cascadellm import (
+    BudgetExceededError,
+    ConfigurationError,
+    Price,
+    Threshold,
+    Tier,
+    ToolCall,
+    record_cascade,
+)
 from cascadellm.scores import mean_logprob
 from cascadellm.testing import FakeModel
 from langchain_cascade import CascadeLLM
@@ -35,15 +49,25 @@ def caller(name: str, logprob: float) -> FakeModel:
     return FakeModel(reply, name=name, logprob=logprob)
 
 
-def build(small_logprob: float = -1.0, price: Price | None = None, **options: Any):
-    small, large = caller("small", small_logprob), caller("large", -0.01)
+def build(
+    small_logprob: float = -1.0,
+    price: Price | None = None,
+    saver: Any = None,
+    pair: Any = None,
+    **options: Any,
+):
+    small, large = pair or (caller("small", small_logprob), caller("large", -0.01))
     cascade = CascadeLLM(
         tiers=[Tier(small, price=price), Tier(large, price=price)],
         policy=Threshold(mean_logprob, -0.5, over="all"),
     )
-    saver = InMemorySaver()
+    schema = options.pop("schema", None)
     agent = create_agent(
-        cascade, [add], middleware=[CascadeMiddleware(**options)], checkpointer=saver
+        cascade,
+        [add],
+        middleware=[CascadeMiddleware(**options)],
+        checkpointer=saver or InMemorySaver(),
+        response_format=schema,
     )
     return agent, small, large
 
@@ -116,11 +140,130 @@ def test_unknown_money_counts_as_spent() -> None:
     assert 1 == len(large.calls)
 
 
-def test_no_draft_leaks_into_the_message_stream() -> None:
-    """The `messages` stream holds only what was accepted."""
-    agent, _, _ = build()
-    shown = [m.content for m, _ in agent.stream(ASK, config(), stream_mode="messages")]
-    assert "small" not in "".join(text for text in shown if isinstance(text, str))
+@pytest.mark.filterwarnings("ignore::langchain_core._api.beta_decorator.LangChainBetaWarning")
+@pytest.mark.parametrize("mode", ["messages", "updates", "values", "v3"])
+@pytest.mark.parametrize("sticky_steps", [0, 3])
+def test_no_draft_leaks_into_a_stream(mode: str, sticky_steps: int) -> None:
+    """No stream and no checkpoint holds a word of what was rejected."""
+    small = FakeModel("zebra zonk", name="small", logprob=-1.0)
+    agent, _, _ = build(pair=(small, caller("large", -0.01)), sticky_steps=sticky_steps)
+    if mode == "v3":
+        shown = list(agent.stream_events(ASK, config(), version="v3"))
+    else:
+        shown = list(agent.stream(ASK, config(), stream_mode=mode))
+    kept = [one.values for one in agent.get_state_history(config())]
+    assert small.calls
+    assert "done" in str(shown)
+    assert "zonk" not in str(shown) + str(kept)
+
+
+def test_a_leaked_draft_would_be_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A middleware that asks a tier itself shows its draft, so the check has power (mutation)."""
+
+    def asks_itself(self: Any, request: Any, handler: Any) -> Any:
+        handler(request.override(model=request.model.tiers[0].model))
+        return handler(request)
+
+    monkeypatch.setattr(CascadeMiddleware, "wrap_model_call", asks_itself)
+    small = FakeModel("zebra zonk", name="small", logprob=-1.0)
+    agent, _, _ = build(pair=(small, caller("large", -0.01)))
+    assert "zonk" in str(list(agent.stream(ASK, config(), stream_mode="messages")))
+
+
+def test_the_trail_is_the_records_of_the_threads_steps() -> None:
+    """State holds the record of every step in order, as `record_cascade` has them; no other."""
+    agent, _, _ = build(sticky_steps=1, until="steps")
+    with record_cascade() as recorder:
+        for thread in ("a", "b"):
+            agent.invoke(ASK, config(thread))
+    trails = [agent.get_state(config(t)).values["cascade_trail"] for t in ("a", "b")]
+    assert [trace.to_dict() for trace in recorder.traces] == trails[0] + trails[1]
+    tokens = sum(t["input"] + t["output"] for r in trails[1] for t in r["tokens_by_tier"].values())
+    assert tokens == agent.get_state(config("b")).values["cascade_spent"]["tokens"]
+
+
+def test_a_stay_and_a_budget_survive_in_the_checkpoint() -> None:
+    """A new process over the same checkpoints goes on where the thread stood."""
+    saver = InMemorySaver()
+    pair = caller("small", -1.0), caller("large", -0.01)
+    first, small, large = build(saver=saver, pair=pair, sticky_steps=9, until="steps")
+    first.invoke(ASK, config())
+    assert (1, 3) == (len(small.calls), len(large.calls))
+    spent = first.get_state(config()).values["cascade_spent"]
+    second, _, _ = build(saver=saver, pair=pair, sticky_steps=9, until="steps")
+    second.invoke(ASK, config())
+    assert 1 == len(small.calls)
+    assert second.get_state(config()).values["cascade_spent"]["tokens"] > spent["tokens"]
+    frugal, _, _ = build(saver=saver, pair=pair, budget_tokens=1, on_budget="raise")
+    with pytest.raises(BudgetExceededError, match="its budget is"):
+        frugal.invoke(ASK, config())
+
+
+def test_a_fork_from_an_earlier_checkpoint_has_that_threads_stay() -> None:
+    """Going back before the deferral forgets it; the trail is the fork's own."""
+    agent, small, _ = build(sticky_steps=9, until="steps")
+    agent.invoke(ASK, config())
+    start = next(
+        s
+        for s in agent.get_state_history(config())
+        if s.next == ("model",) and not s.values.get("cascade_trail")
+    )
+    state = agent.invoke(None, start.config)
+    assert 2 == len(small.calls)
+    assert 3 == len(state["cascade_trail"])
+
+
+class Sum(BaseModel):
+    """A sum."""
+
+    total: int
+
+
+def test_a_structured_response_is_a_success() -> None:
+    """With `until="answer"` a valid object, though a tool call, ends the stay."""
+
+    def rule(messages: Any) -> Any:
+        asked = [m for m in messages if m["role"] == "user"]
+        results = [
+            m for m in messages if m["role"] == "tool" and "structured" not in str(m).lower()
+        ]
+        if len(results) < len(asked):
+            return ToolCall("add", {"a": 1, "b": 2}, id=f"c{len(results)}")
+        return ToolCall("Sum", {"total": 3}, id=f"s{len(messages)}")
+
+    small = FakeModel(rule, name="small", logprob=-1.0)
+    large = FakeModel(rule, name="large", logprob=-0.01)
+    agent, _, _ = build(pair=(small, large), sticky_steps=9, schema=ToolStrategy(Sum))
+    for count in (1, 2):
+        state = agent.invoke(ASK, config())
+        assert Sum(total=3) == state["structured_response"]
+        assert (count, 2 * count) == (len(small.calls), len(large.calls))
+
+
+def test_a_cached_answer_spends_nothing() -> None:
+    """What the global cache answers is in the trail and not in the bill."""
+    set_llm_cache(InMemoryCache())
+    try:
+        agent, _, _ = build(pair=(FakeModel("hm", logprob=-1.0), FakeModel("so", name="large")))
+        ask = {"messages": [HumanMessage("hi", id="1")]}
+        for thread in ("a", "b"):
+            agent.invoke(ask, config(thread))
+    finally:
+        set_llm_cache(None)
+    spent = [agent.get_state(config(t)).values["cascade_spent"]["tokens"] for t in ("a", "b")]
+    assert spent[0] > spent[1] == 0
+    assert 1 == len(agent.get_state(config("b")).values["cascade_trail"])
+
+
+async def test_concurrent_threads_keep_their_own_stay() -> None:
+    """Many threads of one agent at once: each has one deferral and its own trail."""
+    agent, small, large = build(sticky_steps=5)
+    threads = [str(place) for place in range(20)]
+    await asyncio.gather(*(agent.ainvoke(ASK, config(thread)) for thread in threads))
+    assert (20, 60) == (len(small.calls), len(large.calls))
+    for thread in threads:
+        trail = agent.get_state(config(thread)).values["cascade_trail"]
+        assert [True, False, False] == [record["escalated"] for record in trail]
 
 
 def test_wrong_use_is_named() -> None:
