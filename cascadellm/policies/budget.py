@@ -25,6 +25,29 @@ class _Spent:
     tokens: int
 
 
+class _Account:
+    """Running sums, so that asking costs the same however many calls were counted."""
+
+    def __init__(self, windowed: bool) -> None:
+        self._calls: deque[_Spent] | None = deque() if windowed else None
+        self.usd, self.unknown, self.tokens = 0.0, 0, 0
+
+    def add(self, spent: _Spent, sign: int = 1) -> None:
+        self.usd += sign * (spent.usd or 0.0)
+        self.unknown += sign * (spent.usd is None)
+        self.tokens += sign * spent.tokens
+        if self._calls is not None and sign > 0:
+            self._calls.append(spent)
+
+    def forget(self, until_s: float) -> None:
+        calls = self._calls
+        while calls and calls[0].time_s <= until_s:
+            self.add(calls.popleft(), -1)
+        if calls is not None and not calls:
+            # no rounding is carried over from calls that are gone
+            self.usd = 0.0
+
+
 class Spending:
     """What finished calls have spent, per user, thread or any other key; in this process.
 
@@ -54,7 +77,7 @@ class Spending:
         self.window_s = window_s
         self._clock = clock
         self._lock = threading.Lock()
-        self._calls: dict[Any, deque[_Spent]] = {}
+        self._accounts: dict[Any, _Account] = {}
 
     def on_event(self, event: Any) -> None:
         """Count a finished call, failed ones too."""
@@ -64,29 +87,27 @@ class Spending:
         tokens = sum(sum(counts.values()) for counts in trace.tokens_by_tier.values())
         spent = _Spent(self._clock(), trace.cost_usd, tokens)
         with self._lock:
-            self._recent(self._owner(event.request)).append(spent)
+            self._recent(self._owner(event.request)).add(spent)
 
     def usd(self, request: Any) -> float | None:
         """Return the money that calls with this request's key have spent; None if unknown."""
         with self._lock:
-            costs = [spent.usd for spent in self._recent(self._owner(request))]
-        return None if None in costs else sum(cost for cost in costs if cost is not None)
+            account = self._recent(self._owner(request))
+            return None if account.unknown else account.usd
 
     def tokens(self, request: Any) -> int:
         """Return the tokens that calls with this request's key have taken, in and out."""
         with self._lock:
-            return sum(spent.tokens for spent in self._recent(self._owner(request)))
+            return self._recent(self._owner(request)).tokens
 
     def _owner(self, request: Any) -> Any:
         return None if self.key is None else str(request.metadata.get(self.key))
 
-    def _recent(self, owner: Any) -> deque[_Spent]:
-        calls = self._calls.setdefault(owner, deque())
+    def _recent(self, owner: Any) -> _Account:
+        account = self._accounts.setdefault(owner, _Account(self.window_s is not None))
         if self.window_s is not None:
-            oldest = self._clock() - self.window_s
-            while calls and calls[0].time_s <= oldest:
-                calls.popleft()
-        return calls
+            account.forget(self._clock() - self.window_s)
+        return account
 
 
 @dataclass(frozen=True, slots=True)

@@ -121,7 +121,10 @@ class SelfVerify(Policy):
         if len(failures) == len(found):
             return not_asked(self.name, moment, failures[0], "judge")
         said = [answer for answer in found if isinstance(answer, Answer)]
-        verdicts = [first_word_verdict(answer.text) for answer in said]
+        # a verifier may reason at length before its verdict
+        verdicts: list[bool | None] = yield effects.Compute(
+            lambda: [first_word_verdict(answer.text) for answer in said]
+        )
         if all(verdict is None for verdict in verdicts):
             return _unclear(
                 self.name, said[0], score_name="verified_share", threshold=self.threshold
