@@ -171,7 +171,7 @@ class Pairing:
             return LogitsProcessorList([MinPLogitsWarper(level)])
 
         def run(prompt: str) -> Any:
-            with patch("cascadellm.local.pair_runner.processors", processors):
+            with patch.object(LocalModel, "processors", processors):
                 return answer(prompt)
 
         return run
