@@ -7,7 +7,6 @@ machine the two agree, on a shared one only the former says what a method costs.
 
 from __future__ import annotations
 
-import json
 import os
 import platform
 import random
@@ -17,11 +16,9 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-import matplotlib as mpl
 import torch
 import transformers
 from transformers import (
@@ -34,8 +31,6 @@ from transformers import (
 from cascadellm.local import LocalModel, SequentialPair, SpeculativePair, rules
 from cascadellm.scores import mean_logprob
 
-mpl.use("Agg")
-RESULTS = Path(__file__).parent / "results"
 BASELINE = "large alone (generate)"
 
 
@@ -332,57 +327,3 @@ def machine(*, wall: bool) -> dict[str, Any]:
         "torch": torch.__version__,
         "transformers": transformers.__version__,
     }
-
-
-def save(name: str, data: dict[str, Any]) -> None:
-    """Write the result file and its picture."""
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / f"{name}.json").write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
-    plot(RESULTS / f"{name}.png", data["studies"])
-
-
-def plot(path: Path, studies: dict[str, Any]) -> None:
-    """Draw quality against relative latency, one panel per study."""
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(1, len(studies), figsize=(6.2 * len(studies), 5), squeeze=False)
-    colors = plt.get_cmap("tab20").colors
-    for axis, (title, data) in zip(axes[0], studies.items(), strict=True):
-        families: dict[str, list[dict[str, Any]]] = {}
-        for row in data["rows"]:
-            families.setdefault(row["family"], []).append(row)
-        for place, (family, rows) in enumerate(families.items()):
-            ordered = sorted(rows, key=lambda r: r["latency"])
-            axis.plot(
-                [r["latency"] for r in ordered], [100 * r["quality"] for r in ordered],
-                marker="o" if len(rows) > 1 else "D", ms=4 if len(rows) > 1 else 7,
-                lw=1, color=colors[place % 20], label=family,
-            )  # fmt: skip
-        axis.axvline(1, color="grey", lw=0.7, ls=":")
-        axis.set(title=title, xlabel="latency relative to the large model's generate")
-        axis.set_ylabel("exact answers, %")
-        axis.grid(alpha=0.25)
-    handles, labels = axes[0][-1].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="center right", fontsize=7)
-    figure.tight_layout(rect=(0, 0, 1 - 0.22 / len(studies) - 0.04, 1))
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
-
-
-def show(title: str, data: dict[str, Any]) -> None:
-    """Print a study."""
-    print(f"\n{title}: {data['test_prompts']} prompts, parameters chosen on other prompts")
-    for row in data["rows"]:
-        calls = row.get("tokens_per_verify_call")
-        extra = f"  {calls:.2f} tokens per verify call" if calls else ""
-        numbers = f"quality {row['quality']:.3f}  speed-up {row['speedup']:.2f}"
-        print(f"  {row['method']:<34} {numbers}{extra}")
-    for family, one in data["chosen_on_dev"].items():
-        best = one["matched_quality"]
-        if best:
-            print(
-                f"  at matched quality: {best['method']:<24} speed-up {best['speedup']:.2f}, "
-                f"quality {best['quality']:.3f}, area {one['area']:.3f}"
-            )
-        else:
-            print(f"  at matched quality: {family:<24} none, area {one['area']:.3f}")

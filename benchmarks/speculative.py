@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import spec_report as report
 import spec_study as study
 import torch
 from cost_model import with_ratio
@@ -84,9 +85,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             found = one_study(Path(folder), options, ratio=ratio, temperature=temperature)
         data["studies"][title] = found
-        study.show(title, data["studies"][title])
+        report.show(title, data["studies"][title])
         if options.save or not options.quick:
-            study.save("speculative", data)
+            report.save("speculative", data)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import spec_report as report
 import spec_study as study
 import t5_pair
 import torch
@@ -89,9 +90,9 @@ def run_studies(folder: Path, options: Any) -> None:
     for title, (ratio, temperature) in studies.items():
         found = one_study(folder, options, ratio=ratio, temperature=temperature)
         data["studies"][title] = found
-        study.show(title, found)
+        report.show(title, found)
         if options.save or not options.quick:
-            study.save("t5", data)
+            report.save("t5", data)
 
 
 if __name__ == "__main__":
