@@ -24,6 +24,7 @@ from cascadellm.errors import CalibrationError, ConfigurationError
 from cascadellm.events import CascadeEvent, DriftDetected, ShadowAnswered
 from cascadellm.policies.base import AllOf, AnyOf, Not, Policy
 from cascadellm.resilience import ask
+from cascadellm.scrub import error_text
 
 __all__ = ["Feedback", "FeedbackLoop"]
 
@@ -265,7 +266,7 @@ class FeedbackLoop:
             error = "cancelled"
         except Exception as raised:
             # a call or a comparison that fails says nothing about the draft
-            error = f"{type(raised).__name__}: {raised}"[:300]
+            error = error_text(raised, 300)
         paid = _paid(tier, answer, error, time.perf_counter() - begun)
         text = None if answer is None else answer.text
         yield Emit(ShadowAnswered(call.run_id or "", index, tier.label, text, loss, paid))

@@ -36,6 +36,7 @@ def calls_table(rows: Sequence[Mapping[str, Any]], colors: Mapping[str, int], mo
     """
     listed = list(rows[-most:])[::-1]
     data = {
+        "day": _day(listed),
         "colors": {name: color % 8 for name, color in colors.items()},
         "calls": [_call(row) for row in listed],
     }
@@ -82,6 +83,12 @@ def calls_table(rows: Sequence[Mapping[str, Any]], colors: Mapping[str, int], mo
     note = element("p", f"{left_out:,} earlier calls are not listed.", class_="note")
     parts = [filters, plain, element("div", written, class_="scroll"), more]
     return join([*parts, *([note] if left_out else []), json_block("data", data)])
+
+
+def _day(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return the day of all calls; empty where there are several."""
+    days = {_written(t)[:10] for row in rows if (t := finite(row.get("time"))) is not None}
+    return days.pop() if len(days) == 1 else ""
 
 
 def _call(row: Mapping[str, Any]) -> dict[str, Any]:

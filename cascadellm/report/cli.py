@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from cascadellm.jsonl import generations
 from cascadellm.report.traces import load_traces, render_traces
 from cascadellm.summary import summarise
 from cascadellm.tier import Price
@@ -32,8 +33,14 @@ def report(
     ] = None,
 ) -> None:
     """Write one HTML page about recorded calls and print their summary."""
-    target = output if output is not None else traces.with_suffix(".html")
     large = None if price is None else Price(input=price[0], output=price[1])
+    if traces.is_dir():
+        typer.echo(f"{traces}: a folder; name the JSONL file in it", err=True)
+        raise typer.Exit(2)
+    target = output if output is not None else traces.with_suffix(".html")
+    if target.resolve() in {file.resolve() for file in (traces, *generations(traces))}:
+        typer.echo(f"{target}: the page would replace the records; name it with -o", err=True)
+        raise typer.Exit(2)
     try:
         rows, bad = load_traces(traces)
         target.parent.mkdir(parents=True, exist_ok=True)

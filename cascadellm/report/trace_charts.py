@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from itertools import accumulate
 from typing import Any
 
+from cascadellm.report.charts import nice_ticks
 from cascadellm.report.page import Html, Series, bars, figure, histogram, lines, stacked
 from cascadellm.scores import SCORES
 from cascadellm.summary import Summary, finite
@@ -15,6 +17,12 @@ from cascadellm.summary import Summary, finite
 __all__ = ["trace_charts", "written_moment"]
 
 _SLICES = 24
+_STEPS = (5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 14400, 43200, 86400, 172800, 604800)
+"""Distances of ticks on a clock, in seconds."""
+
+_MOST_THRESHOLDS = 3
+"""Thresholds of one tier that get a histogram each."""
+
 _ACCEPTED, _DEFERRED = "accepted", "deferred"
 _PALE = 7
 """The grey of what did not stand, beside the tier's own colour."""
@@ -58,7 +66,14 @@ def _axis(timed: Sequence[tuple[float, Row]]) -> tuple[str, Any]:
 
 def _time_ticks(timed: Sequence[tuple[float, Row]]) -> list[float]:
     first, last = timed[0][0], timed[-1][0]
-    return [first + (last - first) * i / 5 for i in range(6)] if last > first else []
+    span = last - first
+    if span <= 0:
+        return []
+    if "time" not in timed[0][1] or span < 20:
+        return [first + tick for tick in nice_ticks(0.0, span)]
+    step = next((step for step in _STEPS if span <= 7 * step), span / 5)
+    begin = math.floor(first / step) * step
+    return [begin + step * i for i in range(math.ceil((last - begin) / step) + 1)]
 
 
 def _shares(timed: Sequence[tuple[float, Row]], colors: Mapping[str, int]) -> Html:
@@ -79,36 +94,37 @@ def _shares(timed: Sequence[tuple[float, Row]], colors: Mapping[str, int]) -> Ht
 
 
 def _histograms(rows: Sequence[Row], colors: Mapping[str, int]) -> list[Html]:
-    found: dict[tuple[str, str], dict[str, list[float]]] = {}
-    thresholds: dict[tuple[str, str], Counter[float]] = {}
+    found: dict[tuple[str, str], list[tuple[float, str, float | None]]] = {}
     for row in rows:
         for attempt in row["attempts"]:
             score = finite(attempt.get("score"))
             if score is None:
                 continue
             key = (attempt["name"], str(attempt.get("score_name") or attempt.get("policy")))
-            groups = found.setdefault(key, {_ACCEPTED: [], _DEFERRED: []})
-            groups[_ACCEPTED if attempt["action"] == "accept" else _DEFERRED].append(score)
-            threshold = finite(attempt.get("threshold"))
-            if threshold is not None:
-                thresholds.setdefault(key, Counter())[threshold] += 1
+            group = _ACCEPTED if attempt["action"] == "accept" else _DEFERRED
+            found.setdefault(key, []).append((score, group, finite(attempt.get("threshold"))))
     charts = []
-    for (tier, name), groups in found.items():
-        used = thresholds.get((tier, name), Counter())
-        marked = used.most_common(1)[0][0] if used else None
-        note = (
-            f"{len(used)} thresholds were used; the most frequent is marked"
-            if len(used) > 1
-            else ""
-        )
-        chart = histogram(
-            groups,
-            threshold=marked,
-            x_label=_with_unit(name),
-            colors={_ACCEPTED: colors.get(tier, 0), _DEFERRED: _PALE},
-        )
-        charts.append(figure(f"Scores of {tier}", chart, note))
+    for (tier, name), scored in found.items():
+        used = Counter(threshold for *_, threshold in scored if threshold is not None)
+        several = 1 < len(used) <= _MOST_THRESHOLDS
+        for threshold in used if several else [used.most_common(1)[0][0] if used else None]:
+            drawn = [one for one in scored if not several or one[2] == threshold]
+            chart = histogram(
+                {group: [s for s, g, _ in drawn if g == group] for group in (_ACCEPTED, _DEFERRED)},
+                threshold=threshold,
+                x_label=_with_unit(name),
+                colors={_ACCEPTED: colors.get(tier, 0), _DEFERRED: _PALE},
+            )
+            charts.append(figure(f"Scores of {tier}", chart, _about(len(drawn), used, several)))
     return charts
+
+
+def _about(calls: int, used: Counter[float], several: bool) -> str:
+    if several:
+        return f"{calls:,} calls with this threshold"
+    if len(used) > 1:
+        return f"{len(used)} thresholds were used; the most frequent is marked"
+    return ""
 
 
 def _with_unit(score: str) -> str:

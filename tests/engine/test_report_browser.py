@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import time
@@ -185,3 +186,63 @@ def test_page_when_narrow(browser: Browser, tmp_path: Path) -> None:
     browser.send("POST", "/url", {"url": (tmp_path / "t.html").as_uri()})
 
     assert browser.run("return document.documentElement.scrollWidth <= window.innerWidth")
+
+
+EVERYWHERE = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
+
+
+def hostile_page(folder: Path) -> Path:
+    """Write a page in which every text of every record is markup, without its policy."""
+    attempt = {
+        "tier": 0,
+        "action": "escalate",
+        "calls": [{"name": EVERYWHERE, "purpose": EVERYWHERE}],
+    }
+    texts = ("name", "policy", "score_name", "code", "reason", "error")
+    attempt |= {key: f"{key} {EVERYWHERE}" for key in texts} | {"score": 0.1, "threshold": 0.2}
+    row = {
+        **{key: f"{key} {EVERYWHERE}" for key in ("answered_by", "input", "output", "error")},
+        "attempts": [attempt],
+        "drafts": [f"draft {EVERYWHERE}"],
+        "spans": [[0, 9, EVERYWHERE]],
+        "speculation": {EVERYWHERE: EVERYWHERE},
+    }
+    (folder / "t.jsonl").write_text(json.dumps(row) + "\n{" + EVERYWHERE + "\n")
+    write_report(folder / "t.jsonl", folder / "t.html", title=EVERYWHERE)
+    # the page's content policy would stop a script that got in; here it must not get in at all
+    text, count = re.subn(
+        r'<meta http-equiv="Content-Security-Policy"[^>]*>', "", (folder / "t.html").read_text()
+    )
+    assert 1 == count
+    (folder / "t.html").write_text(text)
+    return folder / "t.html"
+
+
+OPEN = "document.querySelectorAll('#calls tr.call').forEach(row => row.click())"
+PLANTED = "return document.querySelectorAll('img, iframe, main script:not(#data)').length"
+
+
+@pytest.mark.parametrize("browser", ["light"], indirect=True)
+def test_page_when_every_text_holds_script_tags(browser: Browser, tmp_path: Path) -> None:
+    """Script tags in model output, names, errors and bad lines are shown as text and inert."""
+    browser.send("POST", "/url", {"url": hostile_page(tmp_path).as_uri()})
+    browser.run(OPEN)
+    shown = browser.run("return document.querySelector('tr.detail').textContent")
+
+    for key in ("input", "output", "draft", "reason", "error", "score_name"):
+        assert f"{key} {EVERYWHERE}" in shown
+    assert 0 == browser.run(PLANTED)
+    assert EVERYWHERE == browser.run("return document.title")
+
+
+@pytest.mark.parametrize("browser", ["light"], indirect=True)
+def test_page_when_text_is_written_as_markup(browser: Browser, tmp_path: Path) -> None:
+    """The check has power: a script that wrote markup would let the tags in (mutation)."""
+    page = hostile_page(tmp_path)
+    safe = "node.textContent = text"
+    assert safe in page.read_text()
+    page.write_text(page.read_text().replace(safe, "node.innerHTML = text"))
+    browser.send("POST", "/url", {"url": page.as_uri()})
+    browser.run(OPEN)
+
+    assert 0 < browser.run(PLANTED)

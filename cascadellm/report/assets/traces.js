@@ -2,7 +2,7 @@
 (() => {
   const holder = document.getElementById("data");
   if (!holder) return;
-  const { calls, colors } = JSON.parse(holder.textContent);
+  const { calls, colors, day } = JSON.parse(holder.textContent);
   const body = document.getElementById("calls");
   const search = document.getElementById("search");
   const tier = document.getElementById("tier");
@@ -141,7 +141,10 @@
     by.append(chip(call.by));
     if (call.left) by.append(make("span", "action", "abandoned"));
     else if (call.error) by.append(make("span", "action error", "failed"));
-    row.append(make("td", "moment", call.time), question, by);
+    // one day of calls is told by the page's head, so its rows show the time alone
+    const moment = make("td", "moment", day ? call.time.replace(day + " ", "") : call.time);
+    moment.title = call.time ? call.time + " UTC" : "";
+    row.append(moment, question, by);
     row.append(make("td", "number", digits(call.score, 4)), make("td", "why", call.error || call.reason));
     row.append(make("td", "number", seconds(call.latency)), make("td", "number", money(call.cost)));
     row.addEventListener("click", () => {
