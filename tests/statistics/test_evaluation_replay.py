@@ -37,6 +37,30 @@ def test_stated_values_are_reproduced(checks, part):
 
 
 @needs_data
+def test_reference_points_and_budgets_are_reproduced(checks):
+    """Oracles, read-off figures, agreement gates, traps and FrugalML's budgets are as stated."""
+    import replay_budget
+    import replay_stated
+
+    rows = [*replay_stated.all_checks(Path(DATA)), *replay_budget.checks(Path(DATA))]
+    assert 73 == len(rows)
+    assert [] == [row for row in rows if row[2] != row[3]]
+
+
+@needs_data
+def test_four_apis_beat_the_published_curve_within_the_budget(checks):
+    """On a half it was not fitted on, our policy spends the budget and beats FrugalML's from 5."""
+    import replay_budget
+
+    ours = replay_budget.learned(Path(DATA), 1)
+    published = replay_budget.published(Path(DATA))["frugalml"]
+    for place, budget in enumerate(replay_budget.BUDGETS):
+        assert ours.spent[place] <= 1.05 * budget + 0.05
+        if budget >= 5:
+            assert ours.accuracy[place] > published[place] + 0.005
+
+
+@needs_data
 def test_ties_broken_by_row_order_are_detected(checks, monkeypatch):
     """Breaking ties by row order misses the stated values of a set with many ties."""
     from cascadellm.evaluation import curve
