@@ -49,7 +49,10 @@ def draw(n, rng, *, tiers=2, useless=False, overconfident=0.0):
         return CalibrationRecords.of(score, np.column_stack([small, large]), agree=agree)
     middle = rng.random(n) < _middle(d)
     scores = np.column_stack([score, _score(_middle(d), rng)])
-    return CalibrationRecords.of(scores, np.column_stack([small, middle, large]))
+    same = np.where(middle == large, np.where(middle, 1, rng.random(n) < 0.4), 0)
+    return CalibrationRecords.of(
+        scores, np.column_stack([small, middle, large]), agree=np.column_stack([agree, same])
+    )
 
 
 def accepted(threshold, skill=_small):
@@ -98,13 +101,19 @@ def true_share(threshold):
     return float((_WEIGHTS * accepted(threshold)).sum())
 
 
-def true_risk_of_three(first, second):
-    """Return the exact one-sided risk and share kept of a cascade of three tiers."""
-    keep0, keep1 = accepted(first), accepted(second, _middle)
-    loss0 = keep0 * (1 - _small(_NODES)) * _large_right(True)
-    loss1 = (1 - keep0) * keep1 * (1 - _middle(_NODES)) * _large_right(False)
-    share = keep0 + (1 - keep0) * keep1
-    return float((_WEIGHTS * (loss0 + loss1)).sum()), float((_WEIGHTS * share).sum())
+def true_risk_of_three(first, second, loss="one_sided"):
+    """Return the exact risk and share kept of a cascade of three tiers."""
+    keep0 = accepted(first)
+    keep1 = (1 - keep0) * accepted(second, _middle)
+    large, middle = _large_right(False), _middle(_NODES)
+    wrong = middle * (1 - large) + (1 - middle) * large + (1 - middle) * (1 - large) * 0.6
+    each = {
+        "one_sided": ((1 - _small(_NODES)) * _large_right(True), (1 - middle) * large),
+        "signed": (large - _small(_NODES), large - middle),
+        "disagreement": (_disagree(), wrong),
+    }[loss]
+    risk = float((_WEIGHTS * (keep0 * each[0] + keep1 * each[1])).sum())
+    return risk, float((_WEIGHTS * (keep0 + keep1)).sum())
 
 
 @lru_cache(maxsize=4)
