@@ -243,3 +243,13 @@ def test_reasoning_streams_apart_from_text():
     llm = CascadeLLM([fakes()[0], LocalChatModel(thinking)], CHOW)
     message = llm.invoke("hi")
     assert ("42", "let me see") == (message.text, message.additional_kwargs["reasoning_content"])
+
+
+@beta
+def test_v2_events_hold_drafts_only_where_a_tiers_run_ends() -> None:
+    """What is streamed is accepted; the end of a tier's own run, tagged as one, has its draft."""
+    events = asyncio.run(_collect(cascade().astream_events("hi", version="v2")))
+    told = [event for event in events if "small says so" in str(event["data"])]
+    assert told
+    assert all("cascade:tier:0" in event["tags"] or "decision" in event["name"] for event in told)
+    assert not [event for event in told if event["event"].endswith("_stream")]
