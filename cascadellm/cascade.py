@@ -165,7 +165,7 @@ class Cascade:
     def _climb(
         self, request: Request, units: tuple[Unit, ...], ledger: Ledger, admit: Admit | None
     ) -> Plan[tuple[Unit, Answer]]:
-        place, ahead = 0, Ahead()
+        place, ahead = 0, Ahead(ledger)
         try:
             while True:
                 if ledger.expired:
@@ -200,7 +200,7 @@ class Cascade:
                     yield Emit(Decided(unit.index, unit.tier.label, decision, answer))
                 target = _target(decision, units, place)
                 if not decision.defer or target != place + 1:
-                    ahead.call_off(ledger)
+                    ahead.call_off()
                 ledger.keep(unit, _action(decision, answer), answer, decision, latency_s)
                 if not decision.defer:
                     shown = answer if said.shown else (yield Relay(decision.answer or answer))
@@ -237,20 +237,20 @@ class Cascade:
         attempt = ledger.fail(units[place], cause)
         yield Emit(TierFailed(attempt, cause))
         if isinstance(error, Interrupted):
-            raise cause from None
+            late = ledger.expired and isinstance(cause, TimeoutError)
+            raise (ledger.too_late() if late else cause) from None
         if place == len(units) - 1 or self.on_tier_error == "raise":
             return -1
         return place + 1
 
     def _call(self, unit: Unit, policy: Policy | None, request: Request, ledger: Ledger) -> Call:
-        tier = ledger.limited(unit.tier)
         if policy is None:
-            return Call(unit.index, tier, request, began=ledger.first_token)
+            return Call(unit.index, unit.tier, request, began=ledger.first_token)
         watch = None
         if type(policy).watch is not Policy.watch:
             watch = policy.watch(self._moment(unit, request, None, ledger))
         began = ledger.first_token
-        return Call(unit.index, tier, request, reads=policy.reads, watch=watch, began=began)
+        return Call(unit.index, unit.tier, request, reads=policy.reads, watch=watch, began=began)
 
     def _moment(
         self, unit: Unit, request: Request, answer: Answer | None, ledger: Ledger

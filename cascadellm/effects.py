@@ -203,10 +203,17 @@ class Compute:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Await:
-    """Await a coroutine of an async policy. A sync driver refuses, naming the policy."""
+    """Await a coroutine of an async policy. A sync driver refuses, naming the policy.
+
+    Attributes:
+        awaitable: What the policy waits for.
+        owner: Name of the policy.
+        timeout_s: Most seconds to wait, None = no limit.
+    """
 
     awaitable: Awaitable[Any]
     owner: str
+    timeout_s: float | None = None
 
 
 Effect: TypeAlias = (

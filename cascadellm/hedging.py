@@ -34,14 +34,15 @@ class Said:
 class Ahead:
     """The next tier's call that runs beside the current tier's; at most one per call."""
 
-    def __init__(self) -> None:
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger = ledger
         self.unit: Unit | None = None
         self._handle: Handle | None = None
 
     def ask(self, call: Call, unit: Unit, *, live: bool) -> Plan[Said]:
         """Ask a tier, or collect the answer of its call that runs already."""
         if self._handle is None or self.unit is None or self.unit.index != unit.index:
-            answer = yield from ask(call, live=live)
+            answer = yield from ask(call, live=live, deadline=self._ledger)
             if isinstance(answer, Shown):
                 return Said(answer.answer, shown=True)
             return Said(answer, shown=live and call.watch is None)
@@ -59,11 +60,14 @@ class Ahead:
         """Ask a tier and, after a while, the next one; the next one's answer ends the wait."""
         self.unit = unit
         ahead = self._handle = yield Start(
-            lambda own: ask(_tied(following, own), live=False), hedging.after_s
+            lambda own: ask(_tied(following, own), live=False, deadline=self._ledger),
+            hedging.after_s,
         )
         watch = _hurrying(call.watch, hedging, ahead)
         draft: Handle = yield Start(
-            lambda own: ask(_tied(replace(call, watch=watch), own), live=False)
+            lambda own: ask(
+                _tied(replace(call, watch=watch), own), live=False, deadline=self._ledger
+            )
         )
         try:
             first = yield Wait((draft, ahead))
@@ -81,7 +85,7 @@ class Ahead:
         finally:
             draft.cancel()
 
-    def call_off(self, ledger: Ledger) -> None:
+    def call_off(self) -> None:
         """Cancel the call that nobody needs, and charge what is known of it."""
         handle, unit = self._handle, self.unit
         self._handle = self.unit = None
@@ -96,7 +100,7 @@ class Ahead:
                 said = handle.result()
             except Exception as error:
                 said = error
-        ledger.side(unit.tier, "hedge", said, handle.seconds)
+        self._ledger.side(unit.tier, "hedge", said, handle.seconds)
 
     def close(self) -> None:
         """Cancel without a record: the caller is gone."""

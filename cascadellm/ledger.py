@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cascadellm.answer import Action, Answer, Attempt, Decision, SideCall, Trace, Usage
-from cascadellm.effects import Call, CallMany, Effect, Judge, Plan
+from cascadellm.effects import Await, Call, CallMany, Effect, Judge, Plan
 from cascadellm.errors import BudgetExceededError, CascadeError, DeadlineExceededError
 from cascadellm.resilience import classify, unbilled
 from cascadellm.scrub import error_text, scrubbed_text
@@ -82,8 +82,14 @@ class Ledger:
         """Return the tier with its timeout cut to what is left of the deadline."""
         if self.deadline_s is None:
             return tier
+        # no timeout may be 0
         left = max(self.deadline_s - self.elapsed_s, 1e-3)
         return tier.but(timeout_s=left if tier.timeout_s is None else min(left, tier.timeout_s))
+
+    @property
+    def left_s(self) -> float | None:
+        """What is left of the deadline, never below 0; None without one."""
+        return None if self.deadline_s is None else max(0.0, self.deadline_s - self.elapsed_s)
 
     @property
     def cost_usd(self) -> float | None:
@@ -222,15 +228,22 @@ class Ledger:
                 return stop.value
             throw = None
             begun = self.clock()
-            if self.deadline_s is not None and isinstance(effect, (Call, Judge)):
-                effect = replace(effect, tier=self.limited(effect.tier))
             try:
-                result = yield effect
+                result = yield effect if self.deadline_s is None else self._in_time(effect)
             except Exception as error:
                 throw = error
                 self._charge(effect, error, self.clock() - begun)
             else:
                 self._charge(effect, result, self.clock() - begun)
+
+    def _in_time(self, effect: Effect) -> Effect:
+        """Return what a policy asks for, cut to what is left of the deadline."""
+        if isinstance(effect, (Call, Judge)):
+            return replace(effect, tier=self.limited(effect.tier))
+        if isinstance(effect, CallMany):
+            calls = (replace(call, tier=self.limited(call.tier)) for call in effect.calls)
+            return CallMany(tuple(calls))
+        return replace(effect, timeout_s=self.left_s) if isinstance(effect, Await) else effect
 
     def _charge(self, effect: Effect, result: Any, latency_s: float) -> None:
         if isinstance(effect, CallMany):

@@ -33,7 +33,7 @@ from cascadellm.effects import (
 )
 from cascadellm.errors import ConfigurationError
 from cascadellm.events import Handler, dispatch
-from cascadellm.resilience import timeout_message, with_timeout
+from cascadellm.limits import TimeLimit, with_timeout, within
 from cascadellm.watching import Gate, Growing
 
 __all__ = [
@@ -125,7 +125,7 @@ class Performer:
         """Ask several times in threads, each in a copy of the caller's context."""
         if len(effect.calls) == 1:
             return [_caught(lambda: self(effect.calls[0]))]
-        with ThreadPoolExecutor(max_workers=min(8, len(effect.calls))) as pool:
+        with ThreadPoolExecutor(max_workers=min(32, len(effect.calls))) as pool:
             futures = [
                 pool.submit(contextvars.copy_context().run, _caught, _bound(self, call))
                 for call in effect.calls
@@ -183,7 +183,9 @@ class AsyncPerformer:
             case Wait():
                 return await await_first(effect)
             case Await():
-                return await effect.awaitable
+                if effect.timeout_s is None:
+                    return await effect.awaitable
+                return await asyncio.wait_for(effect.awaitable, effect.timeout_s)
         raise TypeError(f"unknown effect {effect!r}")
 
     async def enter(self, effect: Enter) -> None:
@@ -231,7 +233,7 @@ class LocalPerformer(Performer):
                 pass
             return gate.answered()
 
-        return with_timeout(ask, effect.tier.timeout_s, effect.tier.label)
+        return with_timeout(ask, TimeLimit(effect.tier))
 
     def live(self, effect: Call, gate: Gate[Piece]) -> Iterator[Piece]:
         """Stream a tier through a gate; afterwards the gate has the result."""
@@ -250,21 +252,18 @@ class AsyncLocalPerformer(AsyncPerformer):
 
     async def call(self, effect: Call) -> Answer:
         """Ask a local tier."""
-        tier, arguments = effect.tier, _call_arguments(effect)
-        try:
-            async with asyncio.timeout(tier.timeout_s) as limit:
-                if effect.watch is None:
-                    asked = tier.model.agenerate(effect.request.native, **arguments)
-                    return await asked  # type: ignore[no-any-return]
-                gate = Gate(effect.watch, Growing())
-                async with aclosing(self.live(effect, gate)) as pieces:
-                    async for _ in pieces:
-                        pass
-                return gate.answered()
-        except TimeoutError:
-            if tier.timeout_s is None or not limit.expired():
-                raise
-            raise TimeoutError(timeout_message(tier.label, tier.timeout_s)) from None
+        model, arguments = effect.tier.model, _call_arguments(effect)
+
+        async def ask() -> Answer:
+            if effect.watch is None:
+                return await model.agenerate(effect.request.native, **arguments)  # type: ignore[no-any-return]
+            gate = Gate(effect.watch, Growing())
+            async with aclosing(self.live(effect, gate)) as pieces:
+                async for _ in pieces:
+                    pass
+            return gate.answered()
+
+        return await within(ask(), TimeLimit(effect.tier))
 
     def live(self, effect: Call, gate: Gate[Piece]) -> AsyncGenerator[Piece]:
         """Stream a tier through a gate; afterwards the gate has the result."""

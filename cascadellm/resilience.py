@@ -1,14 +1,13 @@
-"""Retry, timeout, and why a tier failed."""
+"""Retry, and why a tier failed."""
 
 from __future__ import annotations
 
-import contextvars
 import sys
-import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from email.utils import parsedate_to_datetime
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 
 import tenacity
 
@@ -22,10 +21,9 @@ from cascadellm.errors import (
     OutOfMemoryError,
     TierBusyError,
 )
+from cascadellm.limits import Deadline
 
-__all__ = ["ask", "classify", "retry_after", "retrying", "unbilled", "with_timeout"]
-
-T = TypeVar("T")
+__all__ = ["ask", "classify", "retry_after", "retrying", "unbilled"]
 
 _BY_STATUS = {
     400: "bad_request",
@@ -163,17 +161,19 @@ def _asked_wait(error: BaseException | None) -> float | None:
         return None
 
 
-def ask(call: Call, *, live: bool) -> Plan[Answer]:
+def ask(call: Call, *, live: bool, deadline: Deadline | None = None) -> Plan[Answer]:
     """Ask a tier with its retries; `live` shows the answer while it grows.
 
-    The only retry loop: sync and async drivers share it, and waiting is an effect.
+    The only retry loop: sync and async drivers share it, and waiting is an effect. Each attempt
+    is cut to what is then left of the deadline, and a wait that would pass it is not begun.
     """
     tier = call.tier
     policy = retrying(tier.retry)
     if policy is None and tier.breaker is None and tier.bulkhead is None:
+        call = _in_time(call, deadline)
         return cast("Answer", (yield Relay(call) if live else call))
     if policy is None:
-        return (yield from _once(call, live))
+        return (yield from _once(_in_time(call, deadline), live))
     own = policy.copy(reraise=True)
     own.begin()
     state = tenacity.RetryCallState(own, None, (), {})
@@ -181,7 +181,7 @@ def ask(call: Call, *, live: bool) -> Plan[Answer]:
         step = own.iter(retry_state=state)
         if isinstance(step, tenacity.DoAttempt):
             try:
-                answer = yield from _once(call, live)
+                answer = yield from _once(_in_time(call, deadline), live)
             except Interrupted:
                 raise
             except Exception:
@@ -189,10 +189,19 @@ def ask(call: Call, *, live: bool) -> Plan[Answer]:
             else:
                 state.set_result(answer)
         elif isinstance(step, tenacity.DoSleep):
+            left = None if deadline is None else deadline.left_s
+            if left is not None and step >= left:
+                return cast("Answer", state.outcome.result())  # type: ignore[union-attr]
             state.prepare_for_next_attempt()
             yield Sleep(float(step))
         else:
             return cast("Answer", step)
+
+
+def _in_time(call: Call, deadline: Deadline | None) -> Call:
+    if deadline is None or deadline.left_s is None:
+        return call
+    return replace(call, tier=deadline.limited(call.tier))
 
 
 def _once(call: Call, live: bool) -> Plan[Answer]:
@@ -224,39 +233,3 @@ def _once(call: Call, live: bool) -> Plan[Answer]:
         # a cancelled or abandoned call says nothing about the tier's health
         if breaker is not None and not ended:
             breaker.abandon()
-
-
-def with_timeout(function: Callable[[], T], timeout_s: float | None, name: str) -> T:
-    """Call a function, giving up after `timeout_s` seconds.
-
-    The abandoned call runs to its end in a daemon thread, because a sync call of a
-    provider cannot be cancelled; its result is dropped.
-
-    Raises:
-        TimeoutError: The function took longer; the message names the tier.
-    """
-    if timeout_s is None:
-        return function()
-    outcome: list[Any] = []
-    done = threading.Event()
-    context = contextvars.copy_context()
-
-    def run() -> None:
-        try:
-            outcome.append((True, context.run(function)))
-        except BaseException as error:  # handed to the waiting thread below
-            outcome.append((False, error))
-        done.set()
-
-    threading.Thread(target=run, daemon=True, name=f"cascade-{name}").start()
-    if not done.wait(timeout_s):
-        raise TimeoutError(timeout_message(name, timeout_s))
-    succeeded, value = outcome[0]
-    if succeeded:
-        return value  # type: ignore[no-any-return]
-    raise value
-
-
-def timeout_message(name: str, timeout_s: float) -> str:
-    """Return the sentence of a tier's time-out."""
-    return f"tier {name!r} did not answer within {timeout_s:g} s (its timeout_s)"

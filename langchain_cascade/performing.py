@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import aclosing, suppress
 from contextvars import Context
@@ -15,15 +14,13 @@ from langchain_core.runnables.config import RunnableConfig
 
 from cascadellm.answer import Answer
 from cascadellm.effects import Call, Judge, Verdict
+from cascadellm.limits import TimeLimit, with_timeout, within
 from cascadellm.perform import AsyncPerformer, Performer
-from cascadellm.resilience import timeout_message, with_timeout
 from cascadellm.watching import Gate
 from langchain_cascade.calls import CascadeCall
 from langchain_cascade.convert import answer_of, as_message
 
 __all__ = ["AsyncLangChainPerformer", "Heard", "LangChainPerformer", "gate_of"]
-
-_LEAST_S = 1e-3
 
 
 class Heard:
@@ -90,13 +87,13 @@ class LangChainPerformer(Performer):
     ) -> Answer:
         inside = self.context.inside(config)
         ask = partial(inside.run, runnable.invoke, messages, config, **arguments)
-        output = with_timeout(ask, effect.tier.timeout_s, effect.tier.label)
+        output = with_timeout(ask, TimeLimit(effect.tier))
         return answer_of(as_message(output))
 
     def live(self, effect: Call, heard: Heard) -> Iterator[AIMessageChunk]:
         """Stream a tier and note what it says."""
         runnable, messages, arguments, config = self.context.prepare(effect)
-        deadline = _Deadline(effect)
+        limit = TimeLimit(effect.tier)
         inside = self.context.inside(config)
         pieces = inside.run(runnable.stream, messages, config, **arguments)
         abandoned = False
@@ -104,9 +101,9 @@ class LangChainPerformer(Performer):
             while True:
                 step = partial(inside.run, next, pieces, None)
                 try:
-                    piece = with_timeout(step, deadline.left(), deadline.label)
+                    piece = with_timeout(step, limit)
                 except TimeoutError:
-                    abandoned = deadline.passed
+                    abandoned = limit.passed
                     raise
                 if piece is None:
                     break
@@ -159,30 +156,30 @@ class AsyncLangChainPerformer(AsyncPerformer):
         config: RunnableConfig,
         effect: Call | Judge,
     ) -> Answer:
-        deadline = _Deadline(effect)
+        limit = TimeLimit(effect.tier)
         if not self.context.sync_only(runnable):
             try:
                 begin = partial(runnable.ainvoke, messages, config, **arguments)
-                output = await _task(begin, self.context.inside(config), deadline)
+                output = await _task(begin, self.context.inside(config), limit)
                 return answer_of(as_message(output))
             except NotImplementedError:
                 self.context.note_sync_only(runnable)
         config = self.context.as_sync(config)
         inside = self.context.inside(config)
         blocking = partial(inside.run, runnable.invoke, messages, config, **arguments)
-        return answer_of(as_message(await _in_thread(blocking, deadline)))
+        return answer_of(as_message(await _in_thread(blocking, limit)))
 
     async def live(self, effect: Call, heard: Heard) -> AsyncIterator[AIMessageChunk]:
         """Stream a tier and note what it says."""
         runnable, messages, arguments, config = self.context.prepare(effect)
-        deadline = _Deadline(effect)
+        limit = TimeLimit(effect.tier)
         blocking = self.context.sync_only(runnable)
         if not blocking:
             inside = self.context.inside(config)
             pieces = runnable.astream(messages, config, **arguments)
             try:
                 while True:
-                    piece = await _task(partial(anext, pieces, None), inside, deadline)
+                    piece = await _task(partial(anext, pieces, None), inside, limit)
                     if piece is None:
                         break
                     heard.take(piece, effect)
@@ -228,55 +225,19 @@ class Whole:
         return answer_of(as_message(self._whole))
 
 
-class _Deadline:
-    """Time left for one tier's call."""
-
-    def __init__(self, effect: Call | Judge) -> None:
-        self.timeout_s = effect.tier.timeout_s
-        self.label = effect.tier.label
-        self._begun = time.monotonic()
-
-    def left(self) -> float | None:
-        """Return the seconds left, None without a limit."""
-        if self.timeout_s is None:
-            return None
-        return max(_LEAST_S, self.timeout_s - (time.monotonic() - self._begun))
-
-    @property
-    def passed(self) -> bool:
-        """Whether the time is up."""
-        left = self.left()
-        return left is not None and left <= _LEAST_S
-
-    def error(self) -> TimeoutError:
-        """Return the time-out's error."""
-        assert self.timeout_s is not None
-        return TimeoutError(timeout_message(self.label, self.timeout_s))
-
-
-async def _task(begin: Callable[[], Any], inside: Context, deadline: _Deadline) -> Any:
+async def _task(begin: Callable[[], Any], inside: Context, limit: TimeLimit) -> Any:
     """Await a coroutine inside another context, within the tier's time."""
 
     async def run() -> Any:
         return await begin()
 
     task = asyncio.create_task(run(), context=inside)
-    return await _within(task, deadline)
+    return await within(task, limit)
 
 
-async def _in_thread(function: Callable[[], Any], deadline: _Deadline) -> Any:
+async def _in_thread(function: Callable[[], Any], limit: TimeLimit) -> Any:
     loop = asyncio.get_running_loop()
-    return await _within(loop.run_in_executor(None, function), deadline)
-
-
-async def _within(work: asyncio.Future[Any], deadline: _Deadline) -> Any:
-    try:
-        async with asyncio.timeout(deadline.left()) as limit:
-            return await work
-    except TimeoutError:
-        if limit.expired():
-            raise deadline.error() from None
-        raise
+    return await within(loop.run_in_executor(None, function), limit)
 
 
 async def _aclose(pieces: Any, inside: Context) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any
 
 from llama_index.core.base.llms.types import ChatMessage, ChatResponse, MessageRole
 from llama_index_instrumentation.span import active_span_id
@@ -13,17 +12,15 @@ from llama_index_instrumentation.span import active_span_id
 from cascadellm.answer import Answer
 from cascadellm.effects import Call, Judge, Shown
 from cascadellm.events import Handler
+from cascadellm.limits import TimeLimit, with_timeout, within
 from cascadellm.perform import AsyncPerformer, Performer
-from cascadellm.resilience import timeout_message, with_timeout
 from cascadellm.watching import Gate
 from llamaindex_cascade.gather import Gathered
 from llamaindex_cascade.spans import Spans
 from llamaindex_cascade.tier import CascadeTier, TierBook
 from llamaindex_cascade.tools import Asked
 
-__all__ = ["AsyncTierPerformer", "TierPerformer", "call_kwargs", "timed", "unshown"]
-
-T = TypeVar("T")
+__all__ = ["AsyncTierPerformer", "TierPerformer", "call_kwargs", "unshown"]
 
 
 def call_kwargs(effect: Call) -> dict[str, Any]:
@@ -109,8 +106,7 @@ class TierPerformer(Performer):
         tier, asked, kwargs = _asked(self._book, effect)
         return with_timeout(
             lambda: _answered(tier, asked, kwargs, effect),
-            effect.tier.timeout_s,
-            effect.tier.label,
+            TimeLimit(effect.tier),
         )
 
 
@@ -143,23 +139,4 @@ class AsyncTierPerformer(AsyncPerformer):
 
     async def _ask(self, effect: Call | Judge) -> Answer:
         tier, asked, kwargs = _asked(self._book, effect)
-        return await timed(_aanswered(tier, asked, kwargs, effect), effect)
-
-
-async def timed(awaitable: Awaitable[T], effect: Call | Judge) -> T:
-    """Await a tier's call within its `timeout_s`.
-
-    Raises:
-        TimeoutError: It took longer; the message names the tier.
-    """
-    limit = effect.tier.timeout_s
-    if limit is None:
-        return await awaitable
-    deadline = asyncio.timeout(limit)
-    try:
-        async with deadline:
-            return await awaitable
-    except TimeoutError as error:
-        if not deadline.expired():
-            raise
-        raise TimeoutError(timeout_message(effect.tier.label, limit)) from error
+        return await within(_aanswered(tier, asked, kwargs, effect), TimeLimit(effect.tier))

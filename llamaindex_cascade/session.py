@@ -21,15 +21,14 @@ from cascadellm import Cascade, Outcome
 from cascadellm.answer import Answer
 from cascadellm.effects import Call, Interrupted, Plan, Relay, Shown
 from cascadellm.events import Handler
+from cascadellm.limits import TimeLimit, with_timeout, within
 from cascadellm.perform import Done, aabandon, aadvance, abandon, adrive, advance, drive
-from cascadellm.resilience import with_timeout
 from cascadellm.watching import Gate
 from llamaindex_cascade.gather import Gathered, partial, replay, shown
 from llamaindex_cascade.perform import (
     AsyncTierPerformer,
     TierPerformer,
     call_kwargs,
-    timed,
     unshown,
 )
 from llamaindex_cascade.spans import Spans
@@ -103,9 +102,7 @@ class Session:
         tier, name = self._book.of(call.index, call.tier), call.tier.label
         source = tier.stream(call.request.native, call_kwargs(call), call.reads)
         flow.chunks = flow.gate.through(source) if flow.watched else source
-        first: ChatResponse = with_timeout(
-            lambda: next(flow.chunks, _END), call.tier.timeout_s, name
-        )
+        first = flow.next()
         if call.began is not None:
             call.began()
         if first is not _END or not flow.watched:
@@ -123,6 +120,26 @@ class _Flow:
         self.gate: Gate[ChatResponse] = Gate(call.watch, self.gathered)
         self.chunks: Any = None
         self.begun = False
+        self.limit = TimeLimit(call.tier)
+        self.running_on = False
+
+    def next(self) -> ChatResponse:
+        """Return the next chunk within the tier's time, `_END` after the last one."""
+        try:
+            chunk: ChatResponse = with_timeout(lambda: next(self.chunks, _END), self.limit)
+        except TimeoutError:
+            self.running_on = self.limit.passed
+            raise
+        return chunk
+
+    async def anext(self) -> ChatResponse:
+        """Async twin of `next`."""
+        return await within(anext(self.chunks, _END), self.limit)
+
+    def close(self) -> None:
+        """Close the stream; a step that timed out still runs in its own thread."""
+        if not self.running_on:
+            self.chunks.close()
 
     def partial(self) -> Answer | None:
         """Return what has been shown, None when nothing was."""
@@ -148,11 +165,11 @@ def _live(
     context: contextvars.Context,
 ) -> Iterator[ChatResponse]:
     try:
-        with closing(flow.chunks):
+        with closing(flow):
             try:
                 while chunk is not _END:
                     yield flow.took(chunk)
-                    chunk = next(flow.chunks, _END)
+                    chunk = flow.next()
             except Exception as error:
                 context.run(advance, plan, perform, throw=Interrupted(error))
                 raise
@@ -242,7 +259,7 @@ class AsyncSession:
             return await anext(flow.chunks, _END)
 
         try:
-            chunk: ChatResponse = await timed(first(), call)
+            chunk: ChatResponse = await within(first(), flow.limit)
         except BaseException:
             if flow.chunks is not None:
                 await flow.chunks.aclose()
@@ -266,7 +283,7 @@ async def _alive(
             try:
                 while chunk is not _END:
                     yield flow.took(chunk)
-                    chunk = await anext(flow.chunks, _END)
+                    chunk = await flow.anext()
             except Exception as error:
                 await _within(context, aadvance(plan, perform, throw=Interrupted(error)))
                 raise
