@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import math
+import random
 import threading
 from uuid import uuid4
 
@@ -11,7 +13,7 @@ import pytest
 from langchain_core.tracers.langchain import LangChainTracer
 from langsmith import Client
 
-from cascadellm import Price, Tier, record_cascade
+from cascadellm import Answer, Price, Threshold, Tier, TokenScore, record_cascade
 from cascadellm.calibration import AdaptiveThreshold, DriftMonitor, FeedbackLoop
 from cascadellm.errors import CalibrationError, ConfigurationError
 from cascadellm.testing import FakeModel
@@ -242,6 +244,32 @@ def test_while_too_many_are_under_way_nothing_is_counted():
     assert loop.settle()
     unsure.invoke("hi")
     assert 2 == monitor.observations
+
+
+def _lawful(rng, thinned):
+    """Return two models whose answers follow a law: the small one is sure, and right if honest."""
+
+    def small(_messages):
+        chance = rng.random()
+        right = rng.random() < chance * (1 - thinned)
+        return Answer("yes" if right else "no", tokens=(TokenScore("x", math.log(chance)),))
+
+    return FakeModel(small, name="small"), FakeModel("yes", name="large")
+
+
+@pytest.mark.parametrize(("thinned", "fires"), [(0.0, False), (0.5, True)])
+def test_planted_overconfidence_is_noticed_by_shadow_calls_alone(thinned, fires):
+    """A small tier that gets worse at the same score raises the alarm; an honest one does not."""
+    monitor = DriftMonitor(0.05)
+    loop = FeedbackLoop([monitor], shadow_share=0.5, max_pending=10_000)
+    policy = Threshold(mean_logprob, math.log(0.75))
+    llm = CascadeLLM(list(_lawful(random.Random(2), thinned)), policy, feedback_loop=loop)
+    with record_cascade() as recorder:
+        for number in range(800):
+            llm.invoke(f"question {number}")
+        assert loop.settle()
+    assert 300 < monitor.observations < 500
+    assert fires == (monitor.alarm is not None) == (len(recorder.drifts) == 1)
 
 
 def test_a_shadow_run_is_a_trace_of_its_own():

@@ -7,6 +7,7 @@ import math
 import re
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -181,6 +182,33 @@ def test_one_class_only_is_said():
         CalibrationRecords.of(np.arange(300), np.ones((300, 2))), target_risk=0.05
     )
     assert "one class only: 0 of 240 records would be a loss if accepted" in made.notes
+
+
+def test_reading_labels_for_the_grid_is_detected(monkeypatch):
+    """A grid placed by labels changes when the labels that must not be read are flipped."""
+    from cascadellm.calibration import threshold
+
+    real = threshold.choose_grid
+
+    def peeking(data, **options):
+        made = real(data, **options)
+        spare = np.setdiff1d(np.arange(len(data)), made.rows)
+        wrong = data.scores[spare, 0][data.correct[spare, 0] == 0]
+        return replace(made, values=np.unique(wrong)[::-1])
+
+    monkeypatch.setattr(threshold, "choose_grid", peeking)
+    with pytest.raises(AssertionError):
+        test_labels_of_the_grid_share_are_never_read()
+
+
+def test_one_label_fewer_is_detected(monkeypatch):
+    """A table that asks for one label too few is seen by the check of the least numbers."""
+    from cascadellm.calibration import bounds
+
+    real = bounds.least_records
+    monkeypatch.setattr(bounds, "least_records", lambda *levels: real(*levels) - 1)
+    with pytest.raises((AssertionError, pytest.fail.Exception, NoValidThresholdError)):
+        test_least_number_of_labels_is_exact()
 
 
 def test_unlabelled_scores_place_the_grid():

@@ -181,6 +181,15 @@ def test_records_of_the_fit_are_refused_for_calibration():
     assert kept.n > 0
 
 
+def test_calibrating_on_the_records_of_the_fit_is_detected(monkeypatch):
+    """Without the refusal, the check above sees that used records were accepted."""
+    from cascadellm.calibration import threshold
+
+    monkeypatch.setattr(threshold, "check_unused", lambda records: None)
+    with pytest.raises(pytest.fail.Exception):
+        test_records_of_the_fit_are_refused_for_calibration()
+
+
 def test_missing_features_are_a_state():
     """A feature that is missing has its own weight; an answer with none has no score."""
     rng = np.random.default_rng(7)

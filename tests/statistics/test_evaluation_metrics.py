@@ -106,6 +106,20 @@ def test_metrics_of_the_known_law():
     assert 0.697 == pytest.approx(score["qnc"], abs=1e-2)
 
 
+def test_qnc_peak_and_lift_by_hand():
+    """Least cost, best quality and gain per cost of four questions, computed with a pencil."""
+    records = CalibrationRecords.of([0.1, 0.2, 0.3, 0.4], [[0, 1], [0, 1], [1, 1], [1, 0]])
+    values = evaluate(records, resamples=0, margin=0.0, tier_costs=(0.5, 2.0))["score"].values
+    # quality .5 .75 1 1 .75 after 0 .. 4 large calls; the large tier alone has .75
+    assert (1.0, 0.5) == (values["peak"], values["peak_share"])
+    # one call of 2 beside four of .5, of four calls of 2
+    assert (4 * 0.5 + 2) / 8 == pytest.approx(values["qnc"])
+    # 2310.12963: gain per cost .25/(.5) at that point, of all large calls .25/(2 - .5)
+    spent, base = 1.0 / 2 - 0.5 / 2, 0.25 / (2 - 0.5)
+    assert 0.25 / (2 * spent) == pytest.approx(base * (1 + values["ibc_lift"] / 100), rel=1e-9)
+    assert 200 == pytest.approx(values["ibc_lift"])
+
+
 def test_costs_are_charged_for_both_tiers_when_deferred():
     """Deferring everything costs the small call and the large one."""
     records = law.draw(200, np.random.default_rng(7))
