@@ -32,7 +32,8 @@ def describe(value: Any) -> str:
     if value is None or isinstance(value, (str, int, float, bool)):
         return repr(value)
     if is_dataclass(value) and not isinstance(value, (type, Runnable)) and not _local(value):
-        inner = ", ".join(f"{f.name}={describe(getattr(value, f.name))}" for f in fields(value))
+        settings = [f.name for f in fields(value) if f.init]
+        inner = ", ".join(f"{name}={describe(getattr(value, name))}" for name in settings)
         return f"{type(value).__name__}({inner})"
     if isinstance(value, Mapping):
         known = {str(k): describe(v) for k, v in value.items() if not _secret(str(k), v)}

@@ -330,4 +330,5 @@ class Not(Policy):
 
 def config_fields(policy: Policy) -> list[str]:
     """Return the names of a policy's configuration fields."""
-    return [f.name for f in fields(policy)] if is_dataclass(policy) else []
+    # a state that moves is no setting
+    return [f.name for f in fields(policy) if f.init] if is_dataclass(policy) else []

@@ -122,14 +122,16 @@ def _decode(value: Any, allow: Mapping[str, Any]) -> Any:
         )
     if kind in SCORES or kind == "quantile_logprob":
         return score_from_config(value)
-    cls = POLICIES.get(kind) or allow.get(kind) or _token_level(kind)
+    cls = POLICIES.get(kind) or allow.get(kind) or _elsewhere(kind)
     if cls is None:
         raise ConfigurationError(
             f"unknown type {kind!r}; known policies: {', '.join(sorted(POLICIES))}"
         )
     options = {key: _decode(item, allow) for key, item in value.items() if key != "type"}
-    if "threshold" in options and isinstance(options["threshold"], str):
-        options["threshold"] = float(options["threshold"])
+    for name in ("threshold", "step"):
+        # infinity is written as text
+        if isinstance(options.get(name), str):
+            options[name] = float(options[name])
     try:
         return cls(**options)
     except TypeError as error:
@@ -146,8 +148,12 @@ def _fitted(value: Mapping[str, Any], allow: Mapping[str, Any]) -> Any:
     return LearnedScore.from_config(value)
 
 
-def _token_level(kind: str) -> Any:
-    """Look the token-level policy and its rules up in their own room."""
+def _elsewhere(kind: str) -> Any:
+    """Look a policy of another room up there: the adaptive one, or the token-level ones."""
+    if kind == "AdaptiveThreshold":
+        from cascadellm.calibration.adaptive import AdaptiveThreshold
+
+        return AdaptiveThreshold
     from cascadellm import local
 
     found = getattr(local, kind, None) or getattr(getattr(local, "rules", None), kind, None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import threading
 
@@ -19,8 +20,10 @@ from cascadellm.cascade import Cascade
 from cascadellm.drivers import drive
 from cascadellm.errors import CalibrationError, ConfigurationError, NoValidThresholdError
 from cascadellm.perform import LocalPerformer
+from cascadellm.policies.config import policy_from_config
 from cascadellm.scores import mean_logprob
 from cascadellm.testing import FakeModel
+from langchain_cascade.describe import describe
 
 
 def _policy(**options):
@@ -95,6 +98,16 @@ def test_state_is_saved_and_restored():
     assert (first.threshold, 7) == (second.threshold, second.observations)
     with pytest.raises(CalibrationError, match="expected the state"):
         second.restore({"schema": "x"})
+
+
+def test_config_holds_the_settings_and_not_the_state():
+    """Plain data make an equal policy that starts where the settings say."""
+    first = _policy(follow="deferral")
+    first.observe(loss=1.0)
+    second = policy_from_config(json.loads(json.dumps(first.to_config())))
+    assert first == second
+    assert (-0.5, math.inf) == (second.threshold, second.step)
+    assert describe(first) == describe(second)
 
 
 def test_concurrent_feedback_loses_no_step():
