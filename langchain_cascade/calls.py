@@ -194,6 +194,9 @@ class CascadeCall:
         )
         if effect.purpose == "shadow":
             # it runs when the cascade's run has ended, so it is a trace of its own
+            self._price(effect)
+            if self.manager is not None:
+                config["callbacks"] = self.outer.tracers(self.engine.trace_logprobs)
             config["tags"] = ["cascade:shadow", "nostream"]
             config["metadata"] = {
                 "cascade_purpose": "shadow",
@@ -207,10 +210,15 @@ class CascadeCall:
             config["tags"] = [f"cascade:tier:{effect.index}", "nostream"]
             config["metadata"] = {"cascade_tier": effect.index, "cascade_name": effect.tier.label}
             return config
+        self._price(effect)
         config["callbacks"] = self.manager if self.tracing is None else self.tracing.parent
         config["tags"] = [f"cascade:{effect.purpose}", "nostream"]
         config["metadata"] = {"cascade_purpose": effect.purpose}
         return config
+
+    def _price(self, effect: Call | Judge) -> None:
+        if self.tracing is not None and self.tracing.marks.prices(effect.tier):
+            self.outer.sides[effect.purpose, effect.tier.label] = effect.tier
 
     def _configurable(self) -> Mapping[str, Any]:
         ambient = var_child_runnable_config.get() or {}

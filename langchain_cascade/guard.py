@@ -7,12 +7,15 @@ latency are counted as one more model call; LangSmith adds up the tiers' `llm` r
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from typing import Any
 from uuid import UUID
 
 from langchain_core.tracers.langchain import LangChainTracer
 
+from cascadellm.answer import Usage
 from cascadellm.scrub import scrubbed
+from cascadellm.tier import Tier
 from langchain_cascade.scrub import scrub
 
 __all__ = ["INTERRUPTED", "OuterTracer", "TierTracer", "for_outer", "for_tiers", "forgive", "held"]
@@ -72,6 +75,14 @@ class TierTracer(LangChainTracer):
     """
 
     without_logprobs = False
+    sides: Mapping[tuple[str, str], Tier] = {}
+    """(purpose, name) -> the local model that judges, resamples, ... and what it costs."""
+
+    def copy_with_metadata_defaults(self, **defaults: Any) -> LangChainTracer:
+        """Return LangChain's copy for one run, which knows the side calls too."""
+        copy = super().copy_with_metadata_defaults(**defaults)
+        copy.__dict__["sides"] = self.sides
+        return copy
 
     def _persist_run_single(self, run: Any) -> None:
         _scrub(self, run)
@@ -95,9 +106,26 @@ class TierTracer(LangChainTracer):
     def _update_run_single(self, run: Any) -> None:  # type: ignore[override]
         parent = self.run_map.get(str(run.parent_run_id))
         if not held(run, parent):
+            self._priced(run)
             # defaults of the tracer may have come in since the start
             scrub(run)
             super()._update_run_single(run)
+
+    def _priced(self, run: Any) -> None:
+        """Add the cost of a call beside the tiers' own, which has no outcome to wait for."""
+        try:
+            metadata = run.metadata or {}
+            used = metadata.get("usage_metadata")
+            tier = self.sides.get((str(metadata.get("cascade_purpose")), run.name))
+            if tier is None or not isinstance(used, dict) or run.end_time is None:
+                return
+            usage = Usage(used["input_tokens"], used["output_tokens"])
+            cost = tier.cost(usage, (run.end_time - run.start_time).total_seconds())
+            if cost is not None:
+                counted = {**metadata, "usage_metadata": {**used, "total_cost": cost}}
+                run.extra = {**run.extra, "metadata": counted}
+        except Exception:
+            _log.warning("the cost of a side call is left out of a trace", exc_info=True)
 
 
 class BareTierTracer(TierTracer):
@@ -162,11 +190,18 @@ def for_outer(handler: Any) -> Any:
     return changed
 
 
-def for_tiers(handler: Any, trace_logprobs: bool) -> Any:
+def for_tiers(
+    handler: Any, trace_logprobs: bool, sides: Mapping[tuple[str, str], Tier] | None = None
+) -> Any:
     """Return the handler for the runs below; LangSmith's tracer is exchanged."""
-    if type(handler) is not LangChainTracer:
+    if not isinstance(handler, TierTracer) and type(handler) is not LangChainTracer:
         return handler
-    return _changed(handler, TierTracer if trace_logprobs else BareTierTracer)
+    # what an enclosing cascade leaves out stays out
+    bare = not trace_logprobs or getattr(handler, "without_logprobs", False)
+    changed = _changed(handler, BareTierTracer if bare else TierTracer)
+    if changed is not handler and sides is not None:
+        changed.__dict__["sides"] = sides
+    return changed
 
 
 def _changed(tracer: LangChainTracer, cls: Any) -> Any:

@@ -18,6 +18,7 @@ from langsmith.run_helpers import _set_tracing_context
 from cascadellm.answer import Decision
 from cascadellm.events import Abandoned, Accepted, Decided, Failed, TierAnswered, TierFailed
 from cascadellm.policies import Policy
+from cascadellm.tier import Tier
 from langchain_cascade.engine import Engine
 from langchain_cascade.guard import for_tiers
 from langchain_cascade.marks import Marks
@@ -43,6 +44,7 @@ class Outer:
         tags: Tags for the runs below.
         metadata: Metadata for the runs below.
         hidden: Metadata names of the cascade that no run below may show.
+        sides: (purpose, name) -> model whose calls beside the tiers' own have a cost of ours.
     """
 
     run_id: UUID | None
@@ -51,6 +53,7 @@ class Outer:
     tags: list[str] = field(default_factory=list)
     metadata: Mapping[str, Any] = field(default_factory=dict)
     hidden: frozenset[str] = frozenset()
+    sides: dict[tuple[str, str], Tier] = field(default_factory=dict)
 
     @classmethod
     def of(cls, manager: Any, run_id: UUID | None, hidden: Iterable[str] = ()) -> Outer:
@@ -72,7 +75,12 @@ class Outer:
     def child_handlers(self, trace_logprobs: bool) -> list[Any]:
         """Return the handlers of the runs below: no draft tokens, no cascade parameters."""
         cleaned = [self._clean(handler) for handler in self.inheritable_handlers]
-        return muted(for_tiers(handler, trace_logprobs) for handler in cleaned)
+        return muted(for_tiers(handler, trace_logprobs, self.sides) for handler in cleaned)
+
+    def tracers(self, trace_logprobs: bool) -> list[Any]:
+        """Return LangSmith's tracers for a run that begins after the cascade's has ended."""
+        found = self.child_handlers(trace_logprobs)
+        return [handler for handler in found if isinstance(handler, LangChainTracer)]
 
     def _clean(self, handler: Any) -> Any:
         if not self.hidden or not isinstance(handler, LangChainTracer):
