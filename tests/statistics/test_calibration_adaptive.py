@@ -89,12 +89,13 @@ def test_step_and_ends_are_bounded():
     assert -2.0 == policy.threshold
 
 
-def test_state_is_saved_and_restored():
+def test_state_is_saved_and_restored(tmp_path):
     """A restored threshold stands where the saved one stood."""
     first, second = _policy(), _policy()
     for _ in range(7):
         first.observe(loss=1.0)
-    second.restore(first.state())
+    first.save(tmp_path / "threshold.json")
+    second.restore(json.loads((tmp_path / "threshold.json").read_text()))
     assert (first.threshold, 7) == (second.threshold, second.observations)
     with pytest.raises(CalibrationError, match="expected the state"):
         second.restore({"schema": "x"})

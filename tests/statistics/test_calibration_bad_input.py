@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -171,8 +172,6 @@ def test_calibrate_names_what_is_wrong(run, tmp_path, name):
     kept.write_text("earlier")
     status, _, err = run("calibrate", "r.jsonl", "--target-risk", 0.05, "-o", "c.json", "--force")
     assert 1 == status, err
-    import re
-
     assert re.search(message, _flat(err)), err
     assert 1 == len(err.splitlines())
     assert err.startswith("cascadellm: ")
@@ -255,8 +254,6 @@ def test_outputs_that_exist_or_cannot_be_written_are_refused_first(run, tmp_path
 )
 def test_wrong_options_are_sentences(run, tmp_path, arguments, message):
     """Options that make no sense are named, and nothing is written."""
-    import re
-
     _given(_lines(_rows()), tmp_path / "r.jsonl")
     status, _, err = run(*arguments)
     assert 1 == status
@@ -340,6 +337,10 @@ def test_mutation_a_stack_trace_is_noticed(run, tmp_path, monkeypatch):
         run("calibrate", "r.jsonl", "--target-risk", 0.1)
 
 
+def _environment():
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
+
+
 def _start(folder):
     command = "from cascadellm.cli import main; main()"
     arguments = ("collect", "q.jsonl", "--cascade", "bad_input_app:llm", "--concurrency", "2")
@@ -349,7 +350,7 @@ def _start(folder):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)},
+        env=_environment(),
     )
 
 
@@ -389,6 +390,40 @@ def _complete(path):
 def _read(path):
     lines = Path(path).read_bytes().split(b"\n")
     return [json.loads(line) for line in lines[:-1]]
+
+
+def test_collect_shows_how_long_and_how_much(tmp_path):
+    """On a terminal a bar counts questions, tells the time left and the cost so far."""
+    pty = pytest.importorskip("pty")
+    (tmp_path / "bad_input_app.py").write_text(APP)
+    rows = [{"question": f"What is 2 + 2, time {i}?", "answer": 4} for i in range(40)]
+    (tmp_path / "q.jsonl").write_text(_lines(rows))
+    master, slave = pty.openpty()
+    command = "from cascadellm.cli import main; main()"
+    done = subprocess.Popen(
+        [sys.executable, "-c", command, "collect", "q.jsonl", "--cascade", "bad_input_app:llm"],
+        cwd=tmp_path,
+        stdout=subprocess.DEVNULL,
+        stderr=slave,
+        env={**_environment(), "COLUMNS": "100", "TERM": "xterm"},
+    )
+    os.close(slave)
+    shown = b""
+    try:
+        while part := os.read(master, 65536):
+            shown += part
+    except OSError:
+        # the other end is closed
+        pass
+    os.close(master)
+    assert 0 == done.wait(timeout=60)
+    text = re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", shown.decode())
+    steps = re.findall(r"(\d+)/40 +\d:\d\d:\d\d +(\S+) +([0-9.e-]+) USD", text)
+    assert "40" == steps[-1][0]
+    assert 40 * 12e-6 == pytest.approx(float(steps[-1][2]))
+    # a time left was told before the end, and the cost grew
+    assert any(re.fullmatch(r"\d:\d\d:\d\d", left) for count, left, _ in steps if count != "40")
+    assert float(steps[0][2]) < float(steps[-1][2])
 
 
 def test_scores_of_nan_in_part_are_counted(run, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import importlib.util
 import math
 from pathlib import Path
@@ -15,6 +16,8 @@ from cascadellm.errors import CalibrationError
 from cascadellm.evaluation import compare
 from cascadellm.evaluation.compare import evaluate
 from cascadellm.evaluation.curve import Curve, Ordering, Pair
+from cascadellm.evaluation.plot import figure, save_plot
+from cascadellm.report.evaluation import render_evaluation
 
 _spec = importlib.util.spec_from_file_location("known_law", Path(__file__).parent / "known_law.py")
 law = importlib.util.module_from_spec(_spec)
@@ -241,6 +244,29 @@ def test_wrong_arguments_are_named(options, message):
     """Each wrong argument gives one sentence."""
     with pytest.raises(CalibrationError, match=message):
         evaluate(law.draw(50, np.random.default_rng(15)), resamples=0, **options)
+
+
+def test_page_and_plot_show_every_policy(tmp_path):
+    """The page holds the sentence, a line per policy and baseline, and each point's name."""
+    records = law.draw(300, np.random.default_rng(17))
+    score = records.scores[:, 0]
+    named = CalibrationRecords.of(
+        score,
+        records.correct,
+        columns={"rounded": np.round(score, 1)},
+        prompt_length=np.arange(300),
+    )
+    found = evaluate(named, thresholds={"mine": [0.8]}, resamples=50, tier_costs=(0.1, 1.0))
+    page = render_evaluation(found, source="records.jsonl")
+    assert found.sentence in html.unescape(page)
+    assert 2 == page.count("<svg ")
+    assert 10 == page.count("<polyline ")
+    for name in ("score", "rounded", "random", "oracle", "prompt length", "mine"):
+        assert page.count(name) >= 3
+    drawn = figure(found)
+    labels = [line.get_label() for line in drawn.axes[0].lines]
+    assert ["score", "rounded", "random", "oracle", "prompt length", "mine"] == labels
+    assert save_plot(found, tmp_path / "curves.svg").read_text().count("<svg ") == 1
 
 
 def test_result_is_plain_json():
