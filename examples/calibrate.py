@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from cascadellm import Cascade, Price, Threshold, Tier, mean_logprob
+from cascadellm import Cascade, Price, Threshold, Tier, mean_entropy, mean_logprob
 from cascadellm.answer import Answer
 from cascadellm.calibration import (
     CalibrationError,
@@ -45,7 +45,8 @@ def main() -> None:
     found = collect_records(cascade, asked, out / "answers.jsonl", grade=grade, concurrency=1)
     print(f"{len(found.records)} questions, {found.asked} calls, {found.cost_usd:.2g} USD")
 
-    records = to_records(found.records, mean_logprob)
+    # the threshold is for the first score; the other one is drawn beside it
+    records = to_records(found.records, mean_logprob, columns={"mean_entropy": mean_entropy})
     tuning, held_out = records.split(0.5, seed=0)
     thresholds = {}
     try:

@@ -157,6 +157,35 @@ def test_equal_scores_cannot_be_told_apart():
     assert "all 400 scores are equal (0)" in whole.notes
 
 
+def _offered(sets=100):
+    """Return the share of record sets with a random score for which a threshold is offered."""
+    rng = np.random.default_rng(5)
+    offered = 0
+    for _ in range(sets):
+        records = CalibrationRecords.of(
+            rng.random(500), np.column_stack([rng.random(500) < 0.7, rng.random(500) < 0.95])
+        )
+        try:
+            calibrate_threshold(records, target_risk=0.1, score_range=(0, 1))
+        except NoValidThresholdError:
+            continue
+        offered += 1
+    return offered / sets
+
+
+def test_random_score_gets_no_threshold():
+    """A score that does not order the losses better than chance is refused, but for its level."""
+    assert _offered() <= 0.05 + 1.65 * math.sqrt(0.05 * 0.95 / 100)
+
+
+def test_offering_a_random_threshold_is_detected(monkeypatch):
+    """Without the rank test, random scores get thresholds that choose at random."""
+    from cascadellm.calibration import threshold
+
+    monkeypatch.setattr(threshold, "no_signal", lambda column: None)
+    assert _offered() > 0.5
+
+
 def test_missing_scores_are_never_accepted():
     """NaN scores defer at every threshold and are counted in a note."""
     records = _columns()
