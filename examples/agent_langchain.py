@@ -1,25 +1,25 @@
 """An agent with a tool; after a deferral the thread stays on the larger tier."""
 
 from langchain.agents import create_agent
+from langchain_core.tools import tool
 
 from cascadellm.demo import load
-from cascadellm.demo.tools import calculator
+from cascadellm.demo.tools import calculator as evaluate
 from langchain_cascade import CascadeLLM, Threshold, Valid, mean_logprob
 from langchain_cascade.middleware import CascadeMiddleware
 
 
-def calculate(expression: str) -> str:
+@tool
+def calculator(expression: str) -> str:
     """Evaluate an arithmetic expression."""
-    return calculator(expression)
+    return evaluate(expression)
 
-
-calculate.__name__ = "calculator"  # the name that the demo models know
 
 llm = CascadeLLM(
     tiers=[load("small"), load("large")],
     policy=Valid() | Threshold(mean_logprob, -0.05, over="all"),
 )
-agent = create_agent(llm, [calculate], middleware=[CascadeMiddleware(sticky_steps=3)])
+agent = create_agent(llm, [calculator], middleware=[CascadeMiddleware(sticky_steps=3)])
 state = agent.invoke({"messages": [("user", "What is 127 * 46?")]})
 
 for message in state["messages"]:
