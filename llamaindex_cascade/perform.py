@@ -96,6 +96,8 @@ class TierPerformer(Performer):
 
     def call(self, effect: Call) -> Answer:
         """Ask a tier."""
+        if effect.purpose == "tier":
+            self._spans.asked(effect.index, effect.tier.label)
         return self._ask(effect)
 
     def judge(self, effect: Judge) -> Answer:
@@ -131,6 +133,8 @@ class AsyncTierPerformer(AsyncPerformer):
 
     async def call(self, effect: Call) -> Answer:
         """Ask a tier."""
+        if effect.purpose == "tier":
+            self._spans.asked(effect.index, effect.tier.label)
         return await self._ask(effect)
 
     async def judge(self, effect: Judge) -> Answer:

@@ -5,16 +5,20 @@
         <Tier>.chat            the tier's own LLM span, with its tokens
         DeferralPolicy.decide  why; calls of judges nest here
 
-Async spans are `aattempt` and `adecide`. Without a span handler nothing is built.
+A tier that a hedge asks ahead has its attempt beside the one under way; where its answer is not
+needed the attempt ends as `stopped`. Async spans are `aattempt` and `adecide`. Without a span
+handler nothing is built.
 """
 
 from __future__ import annotations
 
 import inspect
+import threading
+import time
 import uuid
 from collections.abc import Sequence
 from contextvars import Token
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from llama_index.core.bridge.pydantic import BaseModel
@@ -82,6 +86,7 @@ class _Open:
     instance: Any
     token: Token[str | None]
     otel: OtelSpan | None
+    begun: float = field(default_factory=time.perf_counter)
 
 
 def _handlers(dispatcher: Dispatcher) -> tuple[bool, bool]:
@@ -123,6 +128,10 @@ class Spans:
         self._prefix = "a" if is_async else ""
         self._spans, self._events = _handlers(_dispatcher)
         self._open: list[_Open] = []
+        self._ahead: dict[int, _Open] = {}
+        self._tiers: dict[str, int] = {}
+        self._lock = threading.RLock()
+        self._ended = False
         self.span_id = active_span_id.get()
         self._otel = OtelSpan.current(self.span_id) if self._spans else None
 
@@ -176,9 +185,50 @@ class Spans:
         return None
 
     def _begin(self, index: int, name: str) -> None:
+        with self._lock:
+            span = self._ahead.pop(index, None)
+            if span is None:
+                span = self._attempt(index, name)
+            else:
+                span.token = active_span_id.set(span.id_)
+            self._open.append(span)
+
+    def _attempt(self, index: int, name: str) -> _Open:
         units = self._cascade.units
         tier = next((u.tier for u in units if u.index == index), self._cascade.tiers[index])
-        self._enter(self._book.of(index, tier), "attempt", tier=index, name=name)
+        span = self._opened(self._book.of(index, tier), "attempt", tier=index, name=name)
+        self._tiers[span.id_] = index
+        return span
+
+    def asked(self, index: int, name: str) -> None:
+        """Make a tier's attempt the parent of its call, which a hedge makes before its turn."""
+        if not self._spans or self._tiers.get(active_span_id.get() or "", index) == index:
+            return
+        with self._lock:
+            # beside the attempt that is under way, not below it
+            active_span_id.set(self.span_id)
+            mine = next((id_ for id_, tier in self._tiers.items() if tier == index), None)
+            if mine is None and not self._ended:
+                self._ahead[index] = self._attempt(index, name)
+            elif mine is not None:
+                active_span_id.set(mine)
+
+    def _called_off(self) -> None:
+        """End the attempts that were asked ahead and not needed."""
+        with self._lock:
+            self._ended = True
+            unneeded, self._ahead = self._ahead, {}
+        for index, span in unneeded.items():
+            attempt = Attempt(
+                index,
+                self._cascade.tiers[index].label,
+                "stopped",
+                code="hedge",
+                reason="it was asked ahead and not needed",
+                latency_s=time.perf_counter() - span.begun,
+            )
+            self._open.append(span)
+            self._exit(_attempt_result(attempt), attempt)
 
     def _accepted(self, event: events.TierAnswered) -> None:
         if self._open:
@@ -219,6 +269,7 @@ class Spans:
         self._exit(_attempt_result(attempt), attempt)
 
     def _finish(self, trace: Trace) -> None:
+        self._called_off()
         if self._otel is not None:
             self._otel.set(trace_attributes(trace))
 
@@ -229,6 +280,9 @@ class Spans:
             self._exit(_attempt_result(left), left)
 
     def _enter(self, instance: Any, method: str, **inputs: Any) -> None:
+        self._open.append(self._opened(instance, method, **inputs))
+
+    def _opened(self, instance: Any, method: str, **inputs: Any) -> _Open:
         id_ = f"{type(instance).__name__}.{self._prefix}{method}-{uuid.uuid4()}"
         kind = inspect.Parameter.KEYWORD_ONLY
         signature = inspect.Signature([inspect.Parameter(name, kind) for name in inputs])
@@ -242,7 +296,7 @@ class Spans:
             parent_id=parent,
             tags=active_instrument_tags.get(),
         )
-        self._open.append(_Open(id_, bound, instance, token, OtelSpan.current(id_)))
+        return _Open(id_, bound, instance, token, OtelSpan.current(id_))
 
     def _exit(self, result: BaseModel, attempt: Attempt | None) -> None:
         span = self._open.pop()
@@ -265,6 +319,7 @@ class Spans:
 
     def close(self, error: BaseException | None) -> None:
         """Drop what an error or a cancellation left open."""
+        self._called_off()
         while self._open:
             self._drop(error if isinstance(error, Exception) else RuntimeError(repr(error)))
 
