@@ -320,6 +320,14 @@ class Trace:
 
         return trace_page(self, text)
 
+    def _repr_html_(self) -> str | None:
+        """Show a token-level record in a notebook; None leaves any other to its repr."""
+        if not (self.speculation or {}).get("tokens"):
+            return None
+        from cascadellm.report.provenance import trace_fragment
+
+        return str(trace_fragment(self))
+
 
 _AS_IS = frozenset({str, int, bool, type(None)})
 

@@ -194,7 +194,7 @@ class PairRunner:
             self._chooser.record(
                 tested=found.tested, kept=found.kept, steps=found.draft_steps,
                 draft_s=found.draft_s, verify_s=max(0.0, total - found.draft_s),
-                verified=found.drafted + 1,
+                verified=0 if found.target_rows is None else len(found.target_rows),
             )  # fmt: skip
         return found
 

@@ -17,7 +17,14 @@ if TYPE_CHECKING:
 
     from cascadellm.answer import Answer, Trace
 
-__all__ = ["answer_fragment", "answer_page", "answer_text", "pieces_of", "trace_page"]
+__all__ = [
+    "answer_fragment",
+    "answer_page",
+    "answer_text",
+    "pieces_of",
+    "trace_fragment",
+    "trace_page",
+]
 
 _STYLE = """
 .cascade-provenance{white-space:pre-wrap;line-height:1.7;font-family:ui-monospace,monospace}
@@ -82,11 +89,15 @@ def trace_page(trace: Trace, text: str | None = None, *, title: str = "Who wrote
         text: The answer; without it, the tokens of a token-level record are shown.
         title: Heading of the page.
     """
-    tokens = (trace.speculation or {}).get("tokens") or ()
-    shown = "".join(entry[0] for entry in tokens) if text is None else text
+    shown = _spelled(trace) if text is None else text
     names = [attempt.name for attempt in trace.attempts]
     subtitle = f"answered by {trace.answered_by}; asked: {', '.join(names)}"
     return _page(title, shown, trace.spans, trace.speculation, subtitle)
+
+
+def trace_fragment(trace: Trace) -> Html:
+    """Return the tokens of a token-level record, coloured, as markup for a notebook."""
+    return _fragment(_spelled(trace), trace.spans, trace.speculation)
 
 
 def answer_text(answer: Answer) -> Text:
@@ -99,6 +110,11 @@ def answer_text(answer: Answer) -> Text:
         color = None if name is None else names.setdefault(name, len(names))
         found.append(text, None if color is None else _RICH[color % len(_RICH)])
     return found
+
+
+def _spelled(trace: Trace) -> str:
+    """Return what the tokens of a record spell, hidden ones included."""
+    return "".join(entry[0] for entry in (trace.speculation or {}).get("tokens") or ())
 
 
 def _by_token(

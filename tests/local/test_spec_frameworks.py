@@ -212,6 +212,22 @@ def test_text_is_streamed_as_it_is_accepted(pairs, framework) -> None:
     assert seen == sorted(seen)
 
 
+def test_the_page_of_a_trace_shows_both_models_at_every_token(pairs, framework) -> None:
+    """Each token of the answer is coloured by its writer and hovers both models' candidates."""
+    llm = cascade(framework, pairs["t5"], rules.Lossless())
+    with framework[0].record_cascade() as recorder:
+        text, _, record = framework[1]("invoke", llm, ASKS[1])
+    (trace,) = recorder.traces
+    for page in (trace.to_html(text), trace._repr_html_()):
+        assert "not asked" not in page
+        titles = page.count("title=")
+        assert titles == page.count("draft: ") == page.count("target: ")
+        for name in {name for *_, name in record["spans"]}:
+            assert f"written by {name}" in page
+    spoken = record["speculation"]["tokens"]
+    assert len(spoken) >= trace.to_html(text).count("title=") > len(spoken) / 2
+
+
 def test_a_pair_is_a_tier_of_its_own(pairs, framework) -> None:
     """`SpeculativePair` stands as one tier below another model, and alone."""
     from cascadellm.local import SpeculativePair

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from cascadellm.answer import Answer, Attempt, Trace
 from cascadellm.report.provenance import (
     answer_fragment,
@@ -71,3 +73,5 @@ def test_records_show_themselves() -> None:
     )  # fmt: skip
     assert trace_page(trace, "a<b>") == trace.to_html("a<b>")
     assert "written by small" in ANSWER._repr_html_()
+    assert "written by small" in trace._repr_html_()
+    assert replace(trace, speculation={"rule": "TokenV3"})._repr_html_() is None
