@@ -131,6 +131,7 @@ class Cascade:
         request: Request,
         *,
         pin: str | None = None,
+        start: str | None = None,
         admit: Admit | None = None,
         observed: bool = True,
         run_id: str | None = None,
@@ -140,6 +141,7 @@ class Cascade:
         Args:
             request: What is asked.
             pin: Name of the only tier to ask.
+            start: Name of the tier to begin at; its policy and those after it decide as ever.
             admit: Says which tiers cannot take the request; the last one is always asked.
             observed: Whether anybody listens to events.
             run_id: Id of the call for its record, or None.
@@ -147,8 +149,10 @@ class Cascade:
         request = with_context(request)
         ledger = Ledger(self.clock, self.deadline_s, observed, run_id)
         units = self.units if pin is None else (self._pinned(pin),)
+        # a name inside a pair, which is no place of its own, begins at the pair
+        place = 0 if start is None or pin is not None else self._place(self._pinned(start))
         try:
-            unit, answer = yield from self._climb(request, units, ledger, admit)
+            unit, answer = yield from self._climb(request, units, place, ledger, admit)
         except Exception as error:
             trace = ledger.close(None, None)
             yield Emit(Failed(request, error, trace, ledger.drafts))
@@ -163,9 +167,14 @@ class Cascade:
         return Outcome(answer, trace)
 
     def _climb(
-        self, request: Request, units: tuple[Unit, ...], ledger: Ledger, admit: Admit | None
+        self,
+        request: Request,
+        units: tuple[Unit, ...],
+        place: int,
+        ledger: Ledger,
+        admit: Admit | None,
     ) -> Plan[tuple[Unit, Answer]]:
-        place, ahead = 0, Ahead(ledger)
+        ahead = Ahead(ledger)
         try:
             while True:
                 if ledger.expired:
@@ -203,8 +212,7 @@ class Cascade:
                     ahead.call_off()
                 ledger.keep(unit, _action(decision, answer), answer, decision, latency_s)
                 if not decision.defer:
-                    shown = answer if said.shown else (yield Relay(decision.answer or answer))
-                    return unit, shown
+                    return unit, answer if said.shown else (yield Relay(decision.answer or answer))
                 place = target
         finally:
             ahead.close()
@@ -356,6 +364,9 @@ class Cascade:
                 return unit
         names = ", ".join(repr(tier.label) for tier in self.tiers)
         raise ConfigurationError(f"no tier is named {pin!r}; tiers: {names}")
+
+    def _place(self, unit: Unit) -> int:
+        return max(place for place, one in enumerate(self.units) if one.index <= unit.index)
 
 
 def _binding(decision: Decision, said: Said) -> Decision:

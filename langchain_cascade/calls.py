@@ -102,6 +102,7 @@ class CascadeCall:
         self.handlers: Sequence[Handler] = (*engine.handlers, *listeners(box.outer))
         self.bound: BoundTools | None = kwargs.pop(BOUND, None)
         self.pin: str | None = kwargs.pop("model", None)
+        self.start: str | None = kwargs.pop("cascade_from", None)
         self.options = {key: kwargs.pop(key, None) for key in _TOOL_OPTIONS}
         self.tools = kwargs.pop("tools", None) or ()
         if self.bound is not None and self.bound.tools is not self.tools:
@@ -139,10 +140,12 @@ class CascadeCall:
     def plan(self, *, observed: bool = True) -> Plan[Any]:
         """Return the plan of this call; `observed` says whether anybody listens to its events."""
         cascade, loop = self.engine.cascade, self.engine.feedback_loop
-        if loop is None:
-            return cascade.plan(self.request, pin=self.pin, observed=observed)
-        run_id = str(self.outer.run_id or uuid7())
-        plan = cascade.plan(self.request, pin=self.pin, observed=observed, run_id=run_id)
+        run_id = None if loop is None else str(self.outer.run_id or uuid7())
+        plan = cascade.plan(
+            self.request, pin=self.pin, start=self.start, observed=observed, run_id=run_id
+        )
+        if loop is None or run_id is None:
+            return plan
         return loop.watched(cascade, plan, self.request, run_id)
 
     def prepare(self, effect: Call) -> tuple[Any, Any, dict[str, Any], RunnableConfig]:

@@ -158,8 +158,8 @@ class CascadeLLM(CascadeFlow):
         Raises:
             ConfigurationError: A tier cannot bind tools; names the tier.
         """
-        # create_agent hands model settings here; `model` pins a tier and is no tier's own option
-        pin = {"model": kwargs.pop("model")} if "model" in kwargs else {}
+        # create_agent hands model settings here; these choose tiers and are no tier's own options
+        pin = {key: kwargs.pop(key) for key in ("model", "cascade_from") if key in kwargs}
         options = {"tool_choice": tool_choice, **kwargs}
         bound = self.engine.bind_tools(tools, options)
         known = ("parallel_tool_calls", "strict", "response_format", "ls_structured_output_format")

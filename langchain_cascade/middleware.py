@@ -1,7 +1,7 @@
 """CascadeMiddleware: sticky escalation and budgets per thread, for `create_agent`.
 
-It drives a `CascadeLLM` by pinning one of its tiers, so tracing, streaming and the record stay
-the model's own; the state it keeps is plain data, which checkpointers save.
+It drives a `CascadeLLM` by saying at which tier a call begins, so tracing, streaming and the
+record stay the model's own; the state it keeps is plain data, which checkpointers save.
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ class CascadeState(AgentState[Any]):
 class CascadeMiddleware(AgentMiddleware[CascadeState, Any, Any]):
     """Keeps a thread on the larger tier after a deferral, and within its budget.
 
-    A tier that the thread stays on is asked alone: no policy judges its answer, and its error is
-    the step's. A step that raises leaves no record in the state; `record_cascade` has it.
+    A step that stays begins at the tier that answered; its policy may defer further up. A spent
+    budget asks the first tier alone, unjudged. A step that raises leaves no record in the state;
+    `record_cascade` has it.
 
     Args:
         sticky_steps: Model steps that stay on the tier that answered after a deferral;
@@ -96,7 +97,7 @@ class CascadeMiddleware(AgentMiddleware[CascadeState, Any, Any]):
         request: ModelRequest[Any],
         handler: Callable[[ModelRequest[Any]], ModelResponse[Any]],
     ) -> ExtendedModelResponse[Any]:
-        """Pin the tier that the thread is on, and note what happened."""
+        """Begin at the tier that the thread is on, and note what happened."""
         return self._noted(request, handler(self._routed(request)))
 
     async def awrap_model_call(
@@ -104,7 +105,7 @@ class CascadeMiddleware(AgentMiddleware[CascadeState, Any, Any]):
         request: ModelRequest[Any],
         handler: Callable[[ModelRequest[Any]], Awaitable[ModelResponse[Any]]],
     ) -> ExtendedModelResponse[Any]:
-        """Pin the tier that the thread is on, and note what happened."""
+        """Begin at the tier that the thread is on, and note what happened."""
         return self._noted(request, await handler(self._routed(request)))
 
     def _routed(self, request: ModelRequest[Any]) -> ModelRequest[Any]:
@@ -114,12 +115,11 @@ class CascadeMiddleware(AgentMiddleware[CascadeState, Any, Any]):
                 "CascadeMiddleware drives a CascadeLLM; pass create_agent(model=CascadeLLM(...)), "
                 f"got {type(model).__name__}"
             )
-        pin = self._pin(request.state, model)
-        if pin is None:
-            return request
-        return request.override(model_settings={**request.model_settings, "model": pin})
+        where = self._where(request.state, model)
+        return request.override(model_settings={**request.model_settings, **where})
 
-    def _pin(self, state: Any, model: CascadeLLM) -> str | None:
+    def _where(self, state: Any, model: CascadeLLM) -> dict[str, Any]:
+        """Return the call arguments that choose the thread's tiers."""
         if self._spent_out(state):
             if self.on_budget == "raise":
                 raise BudgetExceededError(
@@ -127,9 +127,9 @@ class CascadeMiddleware(AgentMiddleware[CascadeState, Any, Any]):
                     f"{self.budget_usd!r} USD and {self.budget_tokens!r} tokens; raise the "
                     "budget, or set on_budget='first'"
                 )
-            return model.engine.tiers[0].label
+            return {"model": model.engine.tiers[0].label}
         sticky = state.get("cascade_sticky")
-        return str(sticky["tier"]) if sticky and sticky["steps"] > 0 else None
+        return {"cascade_from": sticky["tier"]} if sticky and sticky["steps"] > 0 else {}
 
     def _spent_out(self, state: Any) -> bool:
         spent = state.get("cascade_spent") or {}

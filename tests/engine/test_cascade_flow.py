@@ -173,6 +173,25 @@ def test_pin_when_the_tier_is_in_the_middle(mode: str) -> None:
     assert None is outcome.trace.attempts[0].policy
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_start_when_the_tier_is_in_the_middle(mode: str) -> None:
+    """A call that begins at a tier leaves out those before it; the policies go on deciding."""
+    for policy, answered_by in ((Always(), "t2"), (Never(), "t1")):
+        models = fakes(3)
+        outcome = run(Cascade(models, policy), mode, start="t1")
+        assert answered_by == outcome.trace.answered_by
+        assert policy.name == outcome.trace.attempts[0].policy
+        assert (answered_by == "t2") == outcome.trace.escalated
+        assert [0, 1, int(answered_by == "t2")] == [len(model.calls) for model in models]
+
+
+def test_start_when_the_name_is_unknown() -> None:
+    """An unknown name lists the tiers; a pin stands before a start."""
+    with pytest.raises(ConfigurationError, match="no tier is named 't9'; tiers: 't0', 't1'"):
+        run(Cascade(fakes(2), Never()), start="t9")
+    assert "t0" == run(Cascade(fakes(2), Never()), pin="t0", start="t1").trace.answered_by
+
+
 def test_pin_when_the_name_is_unknown() -> None:
     """An unknown name lists the tiers."""
     with pytest.raises(ConfigurationError, match="no tier is named 't9'; tiers: 't0', 't1'"):

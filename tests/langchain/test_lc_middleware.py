@@ -276,3 +276,24 @@ def test_wrong_use_is_named() -> None:
         CascadeMiddleware(sticky_steps=-1)
     with pytest.raises(ConfigurationError, match="budget_tokens"):
         CascadeMiddleware(budget_tokens=0)
+
+
+def test_a_stay_on_a_middle_tier_is_still_judged() -> None:
+    """With three tiers a step begins at the tier that answered, and may be deferred further up."""
+    unsure = iter([-0.01, -1.0])
+
+    def medium_reply(messages: Any) -> Any:
+        answer = caller("medium", 0.0).reply(messages)
+        medium.logprob = next(unsure, -1.0)
+        return answer
+
+    small, large = caller("small", -1.0), caller("large", -0.01)
+    medium = FakeModel(medium_reply, name="medium")
+    cascade = CascadeLLM([small, medium, large], Threshold(mean_logprob, -0.5, over="all"))
+    agent = create_agent(cascade, [add], middleware=[CascadeMiddleware()])
+    state = agent.invoke(ASK)
+    assert (1, 2, 2) == (len(small.calls), len(medium.calls), len(large.calls))
+    assert [["small", "medium"], ["medium", "large"], ["large"]] == [
+        [attempt["name"] for attempt in record["attempts"]] for record in state["cascade_trail"]
+    ]
+    assert [True, True, False] == [record["escalated"] for record in state["cascade_trail"]]

@@ -222,6 +222,23 @@ def test_a_pin_asks_that_tier_alone(path):
         PATHS[path](llm.bind(model="medium"), "hi", {})
 
 
+@pytest.mark.parametrize("path", PATHS)
+def test_a_call_may_begin_at_a_later_tier(path):
+    """`cascade_from="<tier>"` leaves out the tiers before it; the policies go on deciding."""
+    medium = FakeModel("medium says so", name="medium", logprob=-0.1)
+    small, large = fakes()
+    llm = CascadeLLM([small, medium, large], CHOW)
+    for kwargs in ({}, {"tools": []}):
+        message = PATHS[path](llm.bind(cascade_from="medium", **kwargs), "hi", {})
+        record = message.response_metadata["cascade"]
+        assert ("medium", 1, False) == (record["answered_by"], record["tier"], record["escalated"])
+        assert "Threshold" == record["attempts"][0]["policy"]
+    assert not small.calls
+    assert all("cascade_from" not in arguments for _, arguments in medium.calls)
+    with pytest.raises(ValueError, match=r"'huge'.*tiers: 'small', 'medium', 'large'"):
+        PATHS[path](llm.bind(cascade_from="huge"), "hi", {})
+
+
 def test_the_policy_is_configurable_at_call_time():
     """`configurable_fields(policy=...)` and `configurable_alternatives` swap the decision."""
     small, large = fakes()
