@@ -54,10 +54,11 @@ def measure(
     distance, kl, js = divergences(q, p)
     agree = (q_logits.argmax(-1) == p_logits.argmax(-1)).double().mean()
     rate = float(_acceptance(q_logits, p_logits, rule, temperature))
+    extra = _extra_steps(p, rule, temperature)
     draft_s, target_s, verify_s = _times(runner, prompts[0], settings, gammas)
     speedup = {}
     for gamma in gammas:
-        steps = gamma if rule.lossless else gamma + rate**gamma
+        steps = gamma + extra * rate**gamma
         per_token = (steps * draft_s + verify_s[gamma]) / expected_tokens(rate, gamma)
         speedup[gamma] = target_s / per_token
     return Comparison(
@@ -97,6 +98,14 @@ def _acceptance(q_logits: Tensor, p_logits: Tensor, rule: Rule, temperature: flo
         form = rule
     pi = form.target_distribution(q, p, draft_scaled=hot_q, target_scaled=hot_p)
     return acceptance(pi, hot_q).mean()
+
+
+def _extra_steps(p: Tensor, rule: Rule, temperature: float) -> float:
+    """Return how often the token after a fully accepted block needs a draft step of its own."""
+    if rule.lossless or temperature > 0:
+        return 0.0 if rule.lossless else 1.0
+    form = rule.greedy_form
+    return statistics.fmean(not form.ignores_draft(row) for row in p.unsqueeze(1))
 
 
 def _times(

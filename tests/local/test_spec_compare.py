@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from cascadellm.errors import ConfigurationError
-from cascadellm.local import LocalModel, compare, rules
+from cascadellm.local import LocalModel, compare, difference, rules
 from cascadellm.local.adaptive import AdaptiveGamma, FixedGamma, expected_tokens, predicted_gain
 from cascadellm.local.difference import divergences
 from tests.local.spec_models import noisy_copy
-from tests.local.tiny_models import tiny_llama
+from tests.local.tiny_models import tiny_llama, tiny_t5
 
 
 @pytest.fixture(scope="module")
@@ -54,6 +54,37 @@ def test_a_noisy_copy_is_somewhere_between(models) -> None:
     assert strict.acceptance == pytest.approx(1 - strict.total_variation, abs=1e-9)
     assert loose.acceptance > strict.acceptance
     assert {2} == set(loose.speedup)
+
+
+def test_the_prediction_knows_which_steps_are_left_out(models, monkeypatch) -> None:
+    """At temperature 0 V3(0) drafts what lossless drafts; above it one step more per full block."""
+    extra: list[float] = []
+    right = difference._extra_steps
+    monkeypatch.setattr(
+        difference, "_extra_steps", lambda *given: extra.append(right(*given)) or extra[-1]
+    )
+    for rule, temperature in (
+        (rules.TokenV3(0.0), 0.0), (rules.TokenV3(0.9999), 0.0), (rules.TokenV3(0.0), 1.0),
+        (rules.Lossless(), 1.0),
+    ):  # fmt: skip
+        compare(*models, ["Hi"], rule=rule, temperature=temperature, max_new_tokens=8, gammas=[1])
+    assert extra[0] == extra[3] == 0
+    assert extra[1] > 0
+    assert 1 == extra[2]
+
+
+def test_an_encoder_decoder_pair_is_compared(tmp_path) -> None:
+    """A T5 pair is measured like any other, and acceptance under V3 is in range."""
+    large = LocalModel(tiny_t5(tmp_path / "large", seed=2))
+    small = LocalModel(noisy_copy(large.path, tmp_path / "small", noise=0.001))
+    found = compare(
+        small, large, ["Hi", "And you?"], rule=rules.TokenV3(0.3), temperature=1.0,
+        max_new_tokens=10, gammas=[1, 4],
+    )  # fmt: skip
+    assert 0 < found.total_variation < 1
+    assert 0 < found.acceptance <= 1
+    assert {1, 4} == set(found.speedup) == set(found.verify_s)
+    assert min(found.speedup.values()) > 0
 
 
 def test_the_predictions_are_those_of_the_formulas() -> None:

@@ -11,12 +11,21 @@ from collections.abc import Sequence
 import pytest
 import torch
 from scipy import stats
-from transformers import LlamaConfig, LlamaForCausalLM, T5Config, T5ForConditionalGeneration
+from transformers import (
+    LlamaConfig,
+    LlamaForCausalLM,
+    LogitsProcessorList,
+    T5Config,
+    T5ForConditionalGeneration,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+)
 
 from cascadellm.local import rules as r
 from cascadellm.local.decode import Decoder
 from cascadellm.local.lanes import CausalLane, Seq2SeqLane
 from cascadellm.local.quick import QuickForward
+from cascadellm.local.rows import Shaper
 from cascadellm.local.streams import RandomChoices
 from tests.statistics.spec_toys import Law, Pair, Table, TableLane, shaper
 
@@ -236,6 +245,43 @@ def test_the_sampled_loop_follows_the_law_on_a_decoder_only_pair(rule, block) ->
     assert p_value(seen, law) > 1e-3
     draft_law = module_law(lambda ids: rows(ids)[:1] * 2, rule, prompt)
     assert p_value(seen, draft_law) < 1e-6
+
+
+def test_processors_shape_both_rows_and_the_criterion_reads_neither() -> None:
+    """At T = 0.7 with top-k 3 the mixture is of processed rows, decided on the free ones."""
+    small, large = llama(1), llama(2)
+    prompt, rule = (1, 2, 0), r.TokenV3(0.5)
+    chain = LogitsProcessorList([TemperatureLogitsWarper(0.7), TopKLogitsWarper(3)])
+    lanes = [CausalLane(m, "m", 4, QuickForward.of(m, 8)) for m in (small, large)]
+
+    @torch.inference_mode()
+    def law_of(decide_on_scaled: bool) -> Law:
+        law: Law = {(): 1.0}
+        for _ in range(LENGTH):
+            grown: Law = {}
+            for prefix, weight in law.items():
+                whole = torch.tensor([(*prompt, *prefix)])
+                logits = [m(whole).logits[:, -1] for m in (small, large)]
+                hot = [chain(whole, row.clone()).softmax(-1) for row in logits]
+                free = hot if decide_on_scaled else [row.softmax(-1) for row in logits]
+                pi = rule.target_distribution(*free, draft_scaled=hot[0], target_scaled=hot[1])
+                for v, prob in enumerate(pi[0].tolist()):
+                    if prob > 0:
+                        grown[(*prefix, v)] = weight * prob
+            law = grown
+        return law
+
+    shape = Shaper(chain, greedy=False)
+    choices, seen = RandomChoices(8, "cpu"), Counter()
+    for _ in range(1500):
+        for lane in lanes:
+            lane.rollback(min(lane.length, len(prompt) - 1))
+        decoder = Decoder(*lanes, rule, shape, choices, prompt=prompt, block=True)
+        while len(decoder.tokens) < len(prompt) + LENGTH:
+            decoder.round(2)
+        seen[tuple(decoder.tokens[len(prompt) :][:LENGTH])] += 1
+    assert p_value(seen, law_of(decide_on_scaled=False)) > 1e-3
+    assert p_value(seen, law_of(decide_on_scaled=True)) < 1e-6
 
 
 def test_the_sampled_loop_follows_the_law_on_an_encoder_decoder_pair() -> None:
