@@ -34,6 +34,7 @@ class OperatingPoint:
         cost: Mean cost relative to always asking the last tier, None where costs are unknown.
         target_risk: The promise, where the thresholds carry one.
         reused: Records here that the thresholds were calibrated on.
+        promise: The promise as a sentence, where there is one.
     """
 
     name: str
@@ -48,6 +49,7 @@ class OperatingPoint:
     cost: float | None
     target_risk: float | None = None
     reused: int = 0
+    promise: str = ""
 
 
 def operating_point(
@@ -89,6 +91,7 @@ def operating_point(
         _cost(records, answered, tier_costs),
         target,
         reused,
+        thresholds.promise if isinstance(thresholds, Calibration) else "",
     )
 
 

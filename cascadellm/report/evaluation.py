@@ -54,7 +54,9 @@ def render_evaluation(evaluation: Evaluation, *, source: str = "", title: str = 
         Section("Policies", _policies(evaluation), note=_legend_of_columns()),
     ]
     if evaluation.points:
-        sections.append(Section("Fixed thresholds", _points(evaluation)))
+        promises = [f"{p.name}: {p.promise}" for p in evaluation.points if p.promise]
+        fixed = Section("Fixed thresholds", _points(evaluation), note=" ".join(promises))
+        sections.append(fixed)
     sections.append(Section("Notes", _notes(evaluation)))
     return page(title or "What the cascade saves and loses", sections, subtitle=words)
 
@@ -90,7 +92,7 @@ def _figures(found: Evaluation) -> list[Html]:
             series.append(Series(result.name, points, color=color, dashed=result.baseline))
     for place, point in enumerate(found.points):
         # from the other end of the colours, to differ from the policies
-        color = (4 - place) % 5
+        color = (3 - place) % 5
         at = (point.share_last, point.quality)
         by_share.append(Series(point.name, [at], color=color, dots=True))
         if point.cost is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import json
 import math
 import random
 import threading
@@ -74,6 +75,19 @@ def test_a_run_is_named_by_its_id_message_or_record():
         lambda m: m,
     ):
         assert llm.feedback(name(llm.invoke("hi")), correct=True)
+
+
+def test_the_record_names_a_call_of_another_process():
+    """A stored record is enough, with the score and the decision of its call."""
+    record = _watched(FeedbackLoop()).invoke("hi").response_metadata["cascade"]
+    told = []
+    other = _watched(FeedbackLoop([told.append]))
+    with pytest.raises(CalibrationError, match="pass the record of the call itself"):
+        other.feedback(record["run_id"], correct=False)
+    stored = json.loads(json.dumps(record))
+    assert other.feedback(stored, correct=False)
+    assert not other.feedback(stored, correct=False)
+    assert [(1.0, True, pytest.approx(-0.1))] == [(t.loss, t.accepted, t.score) for t in told]
 
 
 def test_the_run_id_is_the_one_of_the_callbacks():

@@ -216,6 +216,8 @@ def test_operating_point_counts_and_reuse():
     assert 0.1 + point.deferral_rate == pytest.approx(point.cost)
     assert "without the last tier" in fresh.sentence
     assert 0 == point.reused
+    assert made.promise == point.promise
+    assert made.promise in html.unescape(render_evaluation(fresh))
     again = evaluate(first, thresholds={"ours": made}, resamples=0)
     assert 600 == again.points[0].reused
     assert any("optimistic" in note for note in again.notes)
