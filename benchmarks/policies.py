@@ -93,8 +93,8 @@ def page(results: dict[str, Any]) -> str:
                 "The demo models were not trained to grade by number, so every verdict of `Judge` "
                 "is unclear and defers, as does most of what the large model says when it is to "
                 "solve a question on a context. `Valid`, `ContextFits` and `NeedsTools` find "
-                "nothing to object to here. `Hedge` counts what is known of the cancelled calls; here both "
-                "models share two cores, so running them together slows both, and it pays only "
+                "nothing to object to here. `Hedge` counts what is known of the cancelled calls; "
+                "here both models share two cores, so running them together slows both: it pays "
                 "where tiers wait on different machines."
             ),
             "## On replayed records",

@@ -96,6 +96,7 @@ def _bars(
     axes.barh(places, [value for _, value in values], color=colours, height=0.7)
     axes.set_yticks(places, [name for name, _ in values], fontsize=8)
     axes.invert_yaxis()
+    axes.margins(x=0.12)
     axes.axvline(0, color="0.3", lw=0.8)
     axes.set_xlabel("norm (0 = random, 1 = oracle)")
     axes.set_title(title)

@@ -142,8 +142,6 @@ def routers(root: Path, splits: int) -> list[Routed]:
                                lambda tr, rec: _subject_router(names, tr, rec)))  # fmt: skip
         results.append(_routed("MMLU", "subject and prompt length", mmlu, labels, splits,
                                lambda tr, rec: _subject_and_length(names, tr, rec)))  # fmt: skip
-        results.append(_routed("MMLU", "`fit_router`: subject's name and length", mmlu, labels,
-                               splits, learned_router(groups)))  # fmt: skip
     return results
 
 
