@@ -69,7 +69,10 @@ class Marks:
                 _log.warning("a tier's run could not be marked", exc_info=True)
 
     def interrupted(self, index: int, answer: Answer | None) -> None:
-        """Mark a tier's open run before its stream is closed, with what it has used so far."""
+        """Mark a tier's run whose stream is closed, with what it has used so far.
+
+        A cancelled run has ended by itself before, and waits to be sent.
+        """
         metadata: dict[str, Any] = {INTERRUPTED: True}
         if answer is not None and answer.usage is not None:
             metadata["usage_metadata"] = {
@@ -79,7 +82,8 @@ class Marks:
             }
         for _, run in self._each(index):
             try:
-                if run.end_time is None:
+                cut_short = INTERRUPTED in (run.metadata or {})
+                if run.end_time is None or cut_short:
                     _mark(run, metadata, [])
             except Exception:
                 _log.warning("a stopped run could not be marked", exc_info=True)
