@@ -1,33 +1,32 @@
 """See in Phoenix which tier answered a LlamaIndex query, why, and what the others said.
 
 Start Phoenix (`pip install arize-phoenix`, `phoenix serve`), then run this file and open
-http://localhost:6006. `--check` reads the trace back through Phoenix's API; `--local` needs no
-Phoenix and prints the spans here.
+http://localhost:6006. `--check` reads the trace back through Phoenix's API, and starts Phoenix
+for that time where it is installed and does not run. `--local` needs no Phoenix: the trace goes
+to a receiver on this machine, which the tests use too, and the tree that arrived is printed.
 """
 
 import argparse
+import atexit
 import json
+import os
+import subprocess
+import sys
 import time
 import urllib.request
-from contextlib import suppress
+from pathlib import Path
+from typing import Any
 from urllib.error import HTTPError
+from urllib.parse import urlsplit
 
 from llama_index.core import Document, VectorStoreIndex
-from opentelemetry.sdk.trace import TracerProvider
-from opentelemetry.sdk.trace.export import ConsoleSpanExporter, SimpleSpanProcessor
 
 from cascadellm import demo
 from cascadellm.demo.llamaindex import WordCountEmbedding
 from llamaindex_cascade import CascadeLLM, Threshold, mean_logprob, tracing
 
-facts = ["The capital of Fenland is Ostrov.", "The capital of Moorland is Brine."]
-documents = [Document(text=fact) for fact in facts]
-index = VectorStoreIndex.from_documents(documents, embed_model=WordCountEmbedding())
-# no mean logprob reaches this threshold, so that every call escalates
-llm = CascadeLLM(
-    tiers=[demo.load("small"), demo.load("large")], policy=Threshold(mean_logprob, 0.1)
-)
-engine = index.as_query_engine(llm=llm)
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from tests.servers.otlp_server import OtlpServer
 
 parser = argparse.ArgumentParser(description=__doc__)
 parser.add_argument("--endpoint", default="http://localhost:6006")
@@ -36,29 +35,73 @@ parser.add_argument("--check", action="store_true")
 parser.add_argument("--local", action="store_true")
 options = parser.parse_args()
 
-if options.local:
-    provider = TracerProvider()
-    console = ConsoleSpanExporter(formatter=lambda span: f"{span.name} {span.status.status_code}\n")
-    provider.add_span_processor(SimpleSpanProcessor(console))
-    with tracing.instrument(provider):
-        print(engine.query("What is the capital of Fenland?"))
-else:
-    with tracing.to_phoenix(options.endpoint, project=options.project):
-        print(engine.query("What is the capital of Fenland?"))
+facts = ["The capital of Fenland is Ostrov.", "The capital of Moorland is Brine."]
+documents = [Document(text=fact) for fact in facts]
+index = VectorStoreIndex.from_documents(documents, embed_model=WordCountEmbedding())
+tiers = [demo.load("small"), demo.load("large")]
+# no mean logprob reaches this threshold, so that every call escalates
+engine = index.as_query_engine(llm=CascadeLLM(tiers=tiers, policy=Threshold(mean_logprob, 0.1)))
 
-url = f"{options.endpoint}/v1/projects/{options.project}/spans?limit=1000"
+
+def spans() -> list[dict[str, Any]]:
+    """Return the project's spans; Phoenix knows a project after its first."""
+    url = f"{options.endpoint}/v1/projects/{options.project}/spans?limit=1000"
+    try:
+        with urllib.request.urlopen(url, timeout=10) as reply:  # noqa: S310
+            return list(json.load(reply)["data"])
+    except HTTPError:
+        return []
+
+
+def phoenix() -> None:
+    """Start Phoenix for the time of this program unless it answers already."""
+    server = None
+    while server is None or server.poll() is None:
+        try:
+            spans()
+        except OSError:
+            env = {**os.environ, "PHOENIX_PORT": str(urlsplit(options.endpoint).port)}
+            python = os.environ.get("CASCADE_PHOENIX_PYTHON", sys.executable)
+            command = [python, "-m", "phoenix.server.main", "serve"]
+            quiet = subprocess.DEVNULL
+            if server is None:
+                server = subprocess.Popen(command, env=env, stdout=quiet, stderr=quiet)  # noqa: S603
+                atexit.register(server.terminate)
+            time.sleep(1)
+        else:
+            return
+    sys.exit(f"no Phoenix answers at {options.endpoint}; pip install arize-phoenix")
+
+
+def show(server: OtlpServer, parent: str = "", depth: int = 0) -> None:
+    """Print the tree that arrived."""
+    for span in (span for span in server.spans if span.parent_id == parent):
+        told = {k: v for k, v in span.attributes.items() if k.startswith("cascade.")}
+        print("  " * depth + span.name, told or "")
+        show(server, span.span_id, depth + 1)
+
+
+if options.local:
+    with OtlpServer() as receiver:
+        with tracing.to_otlp(receiver.url):
+            print(engine.query("What is the capital of Fenland?"))
+        show(receiver)
+    sys.exit()
+
+if options.check:
+    phoenix()
+with tracing.to_phoenix(options.endpoint, project=options.project):
+    print(engine.query("What is the capital of Fenland?"))
+found = False
 for _ in range(60 if options.check else 0):
-    # Phoenix takes spans in one by one, and knows a project after its first
-    with suppress(HTTPError), urllib.request.urlopen(url, timeout=10) as reply:  # noqa: S310
-        spans = json.load(reply)["data"]
-        found = [span for span in spans if span["name"] == "CascadeLLM.chat"]
-        if found and any(span["parent_id"] is None for span in spans):
-            answered_by = found[-1]["attributes"]["metadata.cascade_answered_by"]
-            print(
-                json.dumps({"answered_by": answered_by, "spans": sorted(s["name"] for s in spans)})
-            )
-            break
+    # Phoenix takes spans in one by one
+    known = {span["name"]: span["attributes"] for span in spans()}
+    found = "CascadeLLM.chat" in known and "RetrieverQueryEngine.query" in known
+    if found:
+        answered_by = known["CascadeLLM.chat"]["metadata.cascade_answered_by"]
+        names = sorted(span["name"] for span in spans())
+        print(json.dumps({"answered_by": answered_by, "spans": names}))
+        break
     time.sleep(0.5)
-else:
-    if options.check:
-        raise SystemExit(f"Phoenix at {options.endpoint} shows no such trace")
+if options.check and not found:
+    sys.exit(f"Phoenix at {options.endpoint} shows no such trace")

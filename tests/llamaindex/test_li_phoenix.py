@@ -110,3 +110,36 @@ def test_phoenix_shows_the_trace(phoenix: str) -> None:
     assert names.count("LocalLLM.chat") == 2
     assert names.count("DeferralPolicy.decide") == 1
     assert "RetrieverQueryEngine.query" in names
+
+
+def test_without_phoenix_the_trace_is_printed() -> None:
+    """`--local` sends the trace to a receiver on this machine and prints the tree that arrived."""
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE), "--local"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=200,
+    )
+    lines = {line.split()[0]: line for line in done.stdout.splitlines() if line.strip()}
+    depth = {name: len(line) - len(line.lstrip()) for name, line in lines.items()}
+    assert "'cascade.answered_by': 'large'" in lines["CascadeLLM.chat"]
+    tree = ("RetrieverQueryEngine.query", "CascadeLLM.chat", "CascadeTier.attempt", "LocalLLM.chat")
+    assert sorted(depth[name] for name in tree) == [depth[name] for name in tree]
+    assert 0 == depth["RetrieverQueryEngine.query"]
+
+
+def test_a_missing_phoenix_is_a_sentence() -> None:
+    """`--check` without Phoenix says what to install, in one line and soon."""
+    done = subprocess.run(
+        [sys.executable, str(EXAMPLE), "--check", "--endpoint", f"http://127.0.0.1:{_free_port()}"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+        # a Python without any package
+        env={**os.environ, "CASCADE_PHOENIX_PYTHON": "/bin/false"},
+    )
+    assert 1 == done.returncode
+    assert "no Phoenix answers at http://127.0.0.1" in done.stderr.splitlines()[-1]
+    assert "Traceback" not in done.stderr
