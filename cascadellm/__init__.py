@@ -64,6 +64,7 @@ from cascadellm.policies import (
     SemanticEntropy,
     Spending,
     Threshold,
+    ToolRisk,
     Valid,
 )
 from cascadellm.scores import (
@@ -134,6 +135,7 @@ __all__ = [
     "TierUnavailableError",
     "TokenScore",
     "ToolCall",
+    "ToolRisk",
     "Trace",
     "Usage",
     "Valid",

@@ -20,6 +20,7 @@ from cascadellm.policies.hedge import Hedge
 from cascadellm.policies.route import ContextFits, NeedsTools, Route
 from cascadellm.policies.simple import Always, Never
 from cascadellm.policies.threshold import Threshold
+from cascadellm.policies.toolrisk import ToolRisk
 from cascadellm.policies.validity import Valid
 from cascadellm.policies.verifier import Judge, PTrue, SelfVerify
 
@@ -49,6 +50,7 @@ __all__ = [
     "SemanticEntropy",
     "Spending",
     "Threshold",
+    "ToolRisk",
     "Valid",
     "as_policy",
     "policy_from_config",

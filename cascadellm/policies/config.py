@@ -17,6 +17,7 @@ from cascadellm.policies.hedge import Hedge
 from cascadellm.policies.route import ContextFits, NeedsTools, Route
 from cascadellm.policies.simple import Always, Never
 from cascadellm.policies.threshold import Threshold
+from cascadellm.policies.toolrisk import ToolRisk
 from cascadellm.policies.validity import Valid
 from cascadellm.policies.verifier import Judge, PTrue, SelfVerify
 from cascadellm.scores import SCORES, Score, score_from_config
@@ -46,6 +47,7 @@ _KNOWN: tuple[type[Policy], ...] = (
     SelfVerify,
     SemanticEntropy,
     Threshold,
+    ToolRisk,
     Valid,
 )
 

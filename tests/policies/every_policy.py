@@ -30,6 +30,8 @@ from cascadellm import (
     Threshold,
     Tier,
     TokenScore,
+    ToolCall,
+    ToolRisk,
     Valid,
     mean_logprob,
     min_logprob,
@@ -150,6 +152,11 @@ CASES: tuple[Case, ...] = (
     Case("SemanticEntropy", lambda: SemanticEntropy(-0.1, 3), "accept", ("resample",) * 2),
     Case("Threshold", lambda: Threshold(min_logprob, 0.5), "escalate"),
     Case("Threshold-own", lambda: Threshold(length_score, 0.0), "accept"),
+    Case("ToolRisk", lambda: ToolRisk(("add",)), "escalate", tools=(TOOL,),
+         small={"reply": ToolCall("add", {"a": 1})}),
+    Case("ToolRisk-agreed", lambda: ToolRisk(
+        ("add",), unless="agreed", second=model(ToolCall("add", {"a": 1}), "second")),
+        "accept", ("tool_agreement",), tools=(TOOL,), small={"reply": ToolCall("add", {"a": 1})}),
     Case("Valid", Valid, "accept"),
 )  # fmt: skip
 """Every name of `cascadellm.policies.config.POLICIES` stands here at least once."""
