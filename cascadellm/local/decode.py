@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from cascadellm.local.rows import Shaper, check_finite
-from cascadellm.local.rule_base import Rule
+from cascadellm.local.rule_base import Rule, TokenRule
 from cascadellm.local.streams import Choices
 from cascadellm.local.verify import (
     acceptance_ratios,
@@ -242,7 +242,7 @@ class Decoder:
                 written = self._choices.residual(scaled_p[count])
             else:
                 written = self._bonus(block, target_rows[count:], scaled_p[count:], text)
-                tested, kept = tested + 1, kept + (written is None)
+                tested, kept = tested + len(block.tokens) - count, kept + (written is None)
         emitted = block.tokens[:kept] if written is None else [*block.tokens[:kept], written]
         return block.emitted(emitted, kept, tested, target_rows)
 
@@ -258,6 +258,11 @@ class Decoder:
         The next law is rule(q, p); the target's own row would be wrong there. Returns the
         token to write in its place, None if it passed.
         """
+        rule = self._rule
+        if isinstance(rule, TokenRule) and rule.keeps_mode_only(p_row.softmax(-1)):
+            # the same law as below: where both tokens would be the mode, no draft is needed
+            other, mode = self._choices.residual(scaled_p[0]), int(p_row.argmax())
+            return other if other == mode or self._propose(block, text) != mode else None
         token = self._propose(block, text)
         row = block.allowed[-1]
         q = block.laws[-1] if block.laws else self._shaper.scaled(row, text, len(text) - 1)

@@ -14,7 +14,7 @@ from cascadellm.local.adaptive import expected_tokens
 from cascadellm.local.compare import Comparison
 from cascadellm.local.model import LocalModel
 from cascadellm.local.pair_runner import PairRunner
-from cascadellm.local.rule_base import Rule
+from cascadellm.local.rule_base import Rule, TokenRule
 from cascadellm.local.rules import Lossless
 from cascadellm.local.verify import acceptance
 
@@ -54,7 +54,7 @@ def measure(
     distance, kl, js = divergences(q, p)
     agree = (q_logits.argmax(-1) == p_logits.argmax(-1)).double().mean()
     rate = float(_acceptance(q_logits, p_logits, rule, temperature))
-    extra = _extra_steps(p, rule, temperature)
+    extra = _extra_steps(p_logits, rule, temperature)
     draft_s, target_s, verify_s = _times(runner, prompts[0], settings, gammas)
     speedup = {}
     for gamma in gammas:
@@ -100,12 +100,19 @@ def _acceptance(q_logits: Tensor, p_logits: Tensor, rule: Rule, temperature: flo
     return acceptance(pi, hot_q).mean()
 
 
-def _extra_steps(p: Tensor, rule: Rule, temperature: float) -> float:
+def _extra_steps(logits: Tensor, rule: Rule, temperature: float) -> float:
     """Return how often the token after a fully accepted block needs a draft step of its own."""
-    if rule.lossless or temperature > 0:
-        return 0.0 if rule.lossless else 1.0
-    form = rule.greedy_form
-    return statistics.fmean(not form.ignores_draft(row) for row in p.unsqueeze(1))
+    if rule.lossless:
+        return 0.0
+    rows = logits.softmax(-1).unsqueeze(1)
+    if temperature == 0:
+        form = rule.greedy_form
+        return statistics.fmean(not form.ignores_draft(row) for row in rows)
+    if not isinstance(rule, TokenRule):
+        return 1.0
+    modes = (logits / temperature).softmax(-1).gather(-1, logits.argmax(-1, keepdim=True))
+    pairs = zip(rows, modes.squeeze(-1).tolist(), strict=True)
+    return statistics.fmean(1 - mode * rule.keeps_mode_only(row) for row, mode in pairs)
 
 
 def _times(

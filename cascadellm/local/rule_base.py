@@ -115,6 +115,20 @@ class TokenRule(AlphaRule):
     def _mix(self, q: Tensor, p: Tensor, scaled_q: Tensor, scaled_p: Tensor) -> Tensor:
         return laws.keep_tokens(self.keeps(q, p), scaled_q, scaled_p)
 
+    def keeps_mode_only(self, target_probs: Tensor) -> bool:
+        """Whether A is the target's likeliest token alone, whatever the draft says.
+
+        Then pi is "the draft's token if it is that one, else a token of p". False is always right.
+
+        Args:
+            target_probs: The target's row at temperature 1. Shape (1, vocab).
+        """
+        return False
+
+    def ignores_draft(self, target_probs: Tensor) -> bool:
+        """Where nothing but the target's likeliest token is kept."""
+        return self.lossless or self.keeps_mode_only(target_probs)
+
     def keeps(self, q: Tensor, p: Tensor) -> Tensor:
         """Return the mask of tokens that are not deferred. Shape (..., vocab)."""
         raise NotImplementedError

@@ -221,8 +221,8 @@ class TokenV2(TokenRule):
         """Return p >= max p - alpha."""
         return p >= p.amax(-1, keepdim=True) - self.alpha
 
-    def ignores_draft(self, target_probs: Tensor) -> bool:
-        """Where the target's likeliest token is the only one kept."""
+    def keeps_mode_only(self, target_probs: Tensor) -> bool:
+        """Where no other token reaches the limit; q is not read."""
         return int(self.keeps(target_probs, target_probs).sum()) == 1
 
 
@@ -245,8 +245,8 @@ class TokenV3(TokenRule):
         """Return p >= (1 - alpha) max p."""
         return p >= (1 - self.alpha) * p.amax(-1, keepdim=True)
 
-    def ignores_draft(self, target_probs: Tensor) -> bool:
-        """Where the target's likeliest token is the only one kept."""
+    def keeps_mode_only(self, target_probs: Tensor) -> bool:
+        """Where no other token reaches the limit; q is not read."""
         return int(self.keeps(target_probs, target_probs).sum()) == 1
 
 

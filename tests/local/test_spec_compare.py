@@ -57,20 +57,23 @@ def test_a_noisy_copy_is_somewhere_between(models) -> None:
 
 
 def test_the_prediction_knows_which_steps_are_left_out(models, monkeypatch) -> None:
-    """At temperature 0 V3(0) drafts what lossless drafts; above it one step more per full block."""
+    """At temperature 0 V3(0) drafts what lossless drafts; above it less than Chow, which has none
+    to spare.
+    """
     extra: list[float] = []
     right = difference._extra_steps
     monkeypatch.setattr(
         difference, "_extra_steps", lambda *given: extra.append(right(*given)) or extra[-1]
     )
     for rule, temperature in (
-        (rules.TokenV3(0.0), 0.0), (rules.TokenV3(0.9999), 0.0), (rules.TokenV3(0.0), 1.0),
-        (rules.Lossless(), 1.0),
+        (rules.TokenV3(0.0), 0.0), (rules.TokenV3(0.9999), 0.0), (rules.Chow(0.3), 1.0),
+        (rules.Lossless(), 1.0), (rules.TokenV3(0.0), 1.0),
     ):  # fmt: skip
         compare(*models, ["Hi"], rule=rule, temperature=temperature, max_new_tokens=8, gammas=[1])
     assert extra[0] == extra[3] == 0
     assert extra[1] > 0
     assert 1 == extra[2]
+    assert 0 < extra[4] < 1
 
 
 def test_an_encoder_decoder_pair_is_compared(tmp_path) -> None:

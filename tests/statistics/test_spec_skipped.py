@@ -11,7 +11,16 @@ from cascadellm.local import rules as r
 from cascadellm.local.decode import Decoder
 from cascadellm.local.rule_laws import point_mass
 from cascadellm.local.streams import GreedyChoices
-from tests.statistics.spec_toys import Branches, Pair, Table, TableLane, random_rows, shaper
+from tests.statistics.spec_toys import (
+    Branches,
+    Pair,
+    Table,
+    TableLane,
+    distance,
+    every_branch,
+    random_rows,
+    shaper,
+)
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
@@ -97,13 +106,55 @@ def test_a_row_that_was_left_out_comes_with_the_next_draft_step(rule) -> None:
     assert sum(one.draft_steps for one in found) == sum(one.drafted for one in found)
 
 
-def test_the_extra_step_is_left_out_at_temperature_0_only() -> None:
-    """Above it the law of the token depends on the draft's row, so the step is made."""
-    for temperature, extra in ((0.0, 0), (1.0, 1)):
-        _, (found,), _ = rounds(r.TokenV3(0.3), (2,), temperature)
-        assert 3 == len(found.tokens)
-        assert 2 + extra == found.kept
-        assert 2 + extra == found.draft_steps
+def steps_and_law(rule, temperature: float = 1.0) -> tuple[float, float, float]:
+    """Return the expected draft steps of a round, their least, and the law's distance to pi^3."""
+    pair = Pair(rule, temperature, Table(4, peak=2.5), Table(5, peak=2.5))
+    gamma, steps, least = 2, 0.0, 0.0
+
+    def run(choices: Branches) -> tuple[int, ...]:
+        found = pair.decoder(choices, (0,)).round(gamma)
+        return found.draft_steps, found.tested, found.kept, len(found.tokens)
+
+    for (made, tested, kept, written), weight in every_branch(run):
+        assert kept <= tested <= made
+        assert written - kept in (0, 1)
+        steps += weight * made
+        least += weight * gamma
+    return steps, least, distance(pair.product(3), pair.loop_law(3, gamma))
+
+
+@pytest.mark.parametrize("rule", [r.TokenV2(0.1), r.TokenV3(0.3), r.TokenV3(0.0)], ids=str)
+@pytest.mark.parametrize("temperature", [1.0, 0.5])
+def test_above_temperature_0_the_step_is_left_out_where_both_tokens_are_the_mode(
+    rule, temperature, monkeypatch
+) -> None:
+    """Fewer draft steps than with the step always made, and the same law to 1e-12."""
+    steps, least, away = steps_and_law(rule, temperature)
+    monkeypatch.setattr(type(rule), "keeps_mode_only", lambda self, p: False)
+    more, _, also = steps_and_law(rule, temperature)
+    assert max(away, also) < 1e-12
+    assert least <= steps < more
+
+
+def test_chow_makes_the_step_in_every_fully_accepted_round() -> None:
+    """Its decision reads the draft's row, so nothing can be left out."""
+    pair = Pair(r.Chow(0.5), 1.0, Table(4, peak=2.5), Table(5, peak=2.5))
+
+    def run(choices: Branches) -> tuple[int, ...]:
+        found = pair.decoder(choices, (0,)).round(2)
+        return found.draft_steps, len(found.tokens)
+
+    for (made, written), _ in every_branch(run):
+        assert made == (3 if written == 3 else 2)
+
+
+def test_mutation_leaving_the_step_out_for_any_token_is_noticed(monkeypatch) -> None:
+    """If p's token stood whatever the draft says, the law would be another one."""
+    assert steps_and_law(r.TokenV3(0.3))[2] < 1e-12
+    monkeypatch.setattr(
+        Decoder, "_bonus", lambda self, block, p_row, p, text: self._choices.residual(p[0])
+    )
+    assert steps_and_law(r.TokenV3(0.3))[2] > 0.003
 
 
 def test_mutation_a_rule_that_ignores_too_much_is_noticed(monkeypatch) -> None:
