@@ -6,7 +6,7 @@ the same questions one by one, transformers' `generate` on padded batches of as 
 there are callers, and its assisted generation with the small demo model, which takes one request
 at a time. Tokens count up to each answer's end.
 
-    python benchmarks/batching.py [--quick] [--out FILE]
+    python benchmarks/batching.py [--quick] [--rounds 5] [--out FILE]
 """
 
 from __future__ import annotations
@@ -140,16 +140,19 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few rounds, nothing written")
     parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=RESULT)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    result: dict[str, Any] = {"machine": machine(), "questions_per_caller": EACH, "work": {}}
+    result: dict[str, Any] = {
+        "machine": machine(), "questions_per_caller": EACH, "rounds": options.rounds, "work": {}
+    }  # fmt: skip
     shared = {"max_new_tokens": LIMIT, "batch_size": 32}
     with demo.load("large", **shared) as model, demo.load("small", **shared) as small:
         counts = (1, 8) if options.quick else (1, 8, 32)
         for skill, callers in itertools.product((None, "word_problem"), counts):
             found = ways(model, small, callers)
-            report = measure(found, callers, 2 if options.quick else 7, skill)
+            report = measure(found, callers, 2 if options.quick else options.rounds, skill)
             work = f"{skill or 'all skills'}, {callers} callers"
             result["work"][work] = report
             print(work)

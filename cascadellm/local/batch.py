@@ -1,9 +1,9 @@
-"""One batch per model, shared by all its callers; whoever waits for tokens does the work.
+"""One batch per model, shared by all its callers.
 
-There is no thread of its own. A caller that needs a token and finds nobody at work takes the
-lead: it runs steps for all jobs until its own has news, then passes the lead on. So one caller
-alone pays for nothing but its own steps, concurrent callers share every forward pass, and a
-stream that nobody reads costs nothing.
+A caller that waits alone does the work itself: it takes the lead and runs steps until its job has
+news, so it pays for nothing else. As soon as several wait, one worker thread leads for all of
+them, because torch keeps a pool of threads for every thread that computes. Nobody works for a
+stream that nobody reads, and a worker without work ends.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ class Caller:
         self.wake.set()
 
 
+_IDLE_S = 5.0
+
+
 class SharedBatch:
     """Jobs of all callers of one model.
 
@@ -66,6 +69,8 @@ class SharedBatch:
         self._waiting: list[Job] = []
         self._callers: dict[Caller, bool] = {}
         self._decoding: Decoding | None = None
+        self._wanted = threading.Event()
+        self._worker: threading.Thread | None = None
 
     def submit(self, caller: Caller, jobs: Sequence[Job]) -> None:
         """Queue jobs; nothing happens before someone waits for them."""
@@ -74,7 +79,7 @@ class SharedBatch:
             self._waiting.extend(jobs)
 
     def wait(self, caller: Caller, news: Callable[[], bool], *, each_step: bool) -> None:
-        """Return once `news()` holds, working for all jobs whenever nobody else does.
+        """Return once `news()` holds; who waits alone works, else the worker does.
 
         Args:
             caller: The caller.
@@ -84,13 +89,16 @@ class SharedBatch:
         self._callers[caller] = each_step
         try:
             while not (news() or caller()):
-                if self._lead.acquire(blocking=False):
+                alone = len(self._callers) == 1
+                if alone and self._lead.acquire(blocking=False):
                     try:
-                        while not (news() or caller()):
+                        while not (news() or caller()) and len(self._callers) == 1:
                             self._step()
                     finally:
                         self._lead.release()
                 else:
+                    if not alone:
+                        self._call_worker()
                     caller.wake.wait()
                     caller.wake.clear()
         finally:
@@ -117,6 +125,48 @@ class SharedBatch:
             except ModelError as error:
                 self._abandon(jobs, error)
         self._pass_on()
+        self._wanted.set()
+
+    def _call_worker(self) -> None:
+        """Let the worker lead, starting it if there is none."""
+        with self._door:
+            self._wanted.set()
+            if self._worker is None:
+                self._worker = threading.Thread(
+                    target=self._work, daemon=True, name="cascade-batch"
+                )
+                self._worker.start()
+
+    def _work(self) -> None:
+        idle = False
+        try:
+            while not idle:
+                idle = self._serve()
+        finally:
+            if not idle:
+                # whatever ended it, nobody must wait for a worker that is gone
+                with self._door:
+                    self._worker = None
+                for caller in list(self._callers):
+                    caller.wake.set()
+
+    def _serve(self) -> bool:
+        """Run steps while callers wait; True when there was nothing to do for a while."""
+        called = self._wanted.wait(_IDLE_S)
+        with self._door:
+            if not called and not self._wanted.is_set():
+                self._worker = None
+                return True
+            self._wanted.clear()
+        with self._lead:
+            while self._callers and self._busy:
+                self._step()
+        self._pass_on()
+        return False
+
+    @property
+    def _busy(self) -> bool:
+        return bool(self._waiting) or bool(self._decoding is not None and self._decoding.jobs)
 
     def _pass_on(self) -> None:
         """Wake someone who waits, so that the work goes on without the last leader."""

@@ -12,7 +12,7 @@ import torch
 
 from cascadellm.answer import Answer
 from cascadellm.errors import ModelError
-from cascadellm.local import LocalModel, forward
+from cascadellm.local import LocalModel, batch, forward
 from cascadellm.local.decoding import Decoding
 from tests.local.likeness import same
 from tests.local.tiny_models import tiny_llama
@@ -163,6 +163,62 @@ def test_threads_share_forward_passes_and_get_their_own_answers(
     assert len(sizes) - alone < alone / 2
 
 
+def test_one_thread_computes_for_several_callers(
+    llama: LocalModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Torch keeps a pool per computing thread, so callers who wait together share one, briefly."""
+    monkeypatch.setattr(batch, "_IDLE_S", 0.05)
+    at_work: list[str] = []
+    advance = Decoding.advance
+
+    def noted(self: Any, new: Any = ()) -> None:
+        at_work.append(threading.current_thread().name)
+        advance(self, new)
+
+    monkeypatch.setattr(Decoding, "advance", noted)
+    _ask(llama, [(f"Q{n}", {"max_new_tokens": 40}) for n in range(6)])
+    workers = {name for name in at_work if name.startswith("cascade-batch")}
+    assert 1 == len(workers)
+    # the first caller may have begun alone, the last one stays with the worker
+    assert at_work.count(workers.pop()) > len(at_work) / 2
+    ended = time.monotonic() + 5
+    while "cascade-batch" in {t.name for t in threading.enumerate()} and time.monotonic() < ended:
+        time.sleep(0.01)
+    assert "cascade-batch" not in {thread.name for thread in threading.enumerate()}
+    assert llama.generate("Q0").text
+
+
+def test_a_worker_that_dies_leaves_nobody_waiting(
+    llama: LocalModel, monkeypatch: pytest.MonkeyPatch, ended: threading.Event
+) -> None:
+    """Callers whose worker is gone get an error or another worker."""
+    advance, died = Decoding.advance, threading.Event()
+
+    def dying(self: Any, new: Any = ()) -> None:
+        if threading.current_thread().name == "cascade-batch" and not died.is_set():
+            died.set()
+            raise SystemExit
+        advance(self, new)
+
+    monkeypatch.setattr(Decoding, "advance", dying)
+    outcomes: list[str] = []
+
+    def ask(number: int) -> None:
+        try:
+            outcomes.append(llama.generate(f"Q{number}", max_new_tokens=30).text)
+        except ModelError as error:
+            outcomes.append(str(error))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(6)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=60)
+    assert not any(thread.is_alive() for thread in threads)
+    assert ended.wait(10)
+    assert 6 == len(outcomes)
+
+
 def test_a_batch_is_bounded_in_requests_and_tokens(tmp_path: Any, sizes: list[int]) -> None:
     """Neither bound is exceeded, and a request larger than the bound runs alone."""
     path = tiny_llama(tmp_path / "bounded")
@@ -239,6 +295,14 @@ def test_nan_stops_the_answer_it_belongs_to(
 
 
 @pytest.fixture
+def ended(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Is set when a thread has ended with an exception."""
+    found = threading.Event()
+    monkeypatch.setattr(threading, "excepthook", lambda _: found.set())
+    return found
+
+
+@pytest.fixture
 def interrupted(llama: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """The third step of the first answer is interrupted from the keyboard, once."""
     advance = Decoding.advance
@@ -254,7 +318,9 @@ def interrupted(llama: LocalModel, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("interrupted")
-def test_an_interrupted_leader_leaves_nobody_waiting(llama: LocalModel) -> None:
+def test_an_interrupted_leader_leaves_nobody_waiting(
+    llama: LocalModel, ended: threading.Event
+) -> None:
     """Whoever shared the interrupted step gets an error instead of waiting for ever."""
     outcomes: list[str] = []
 
@@ -274,7 +340,8 @@ def test_an_interrupted_leader_leaves_nobody_waiting(llama: LocalModel) -> None:
         thread.join(timeout=60)
     assert not any(thread.is_alive() for thread in threads)
     assert 4 == len(outcomes)
-    assert 1 == outcomes.count("interrupted")
+    # either a caller led or the worker
+    assert 1 == outcomes.count("interrupted") or ended.wait(10)
     assert all(o in ("answer", "interrupted") or "interrupted" in o for o in outcomes)
 
 
