@@ -68,13 +68,14 @@ class FeedbackLoop:
             draft was accepted, the last tier is asked too, after the answer was given. Of
             calls that were not accepted nothing needs to be asked.
         compare: (draft, last tier's answer) -> loss in [0, 1]; by default 1 where the
-            normalised texts or the tool calls differ.
+            normalised texts or the tool calls differ, as in a promise about `disagreement`.
         keep: Calls that are remembered for `feedback`; older ones are forgotten.
         max_pending: Shadow calls under way at once; while there are as many, no call is checked.
         seed: Seed of the choice of calls.
 
     Raises:
-        ConfigurationError: A number is out of range.
+        ConfigurationError: A number is out of range, or shadow calls would measure another
+            loss than a monitor's calibration promises.
     """
 
     def __init__(
@@ -96,6 +97,8 @@ class FeedbackLoop:
                 raise ConfigurationError(
                     f"a monitor has observe(accepted=, loss=) or is a function, got {monitor!r}"
                 )
+        if shadow_share > 0 and compare is None:
+            _check_comparable(monitors)
         self.monitors = tuple(monitors)
         self.shadow_share = float(shadow_share)
         self.keep = keep
@@ -275,11 +278,27 @@ class FeedbackLoop:
                 yield Emit(event)
 
 
+def _check_comparable(monitors: Sequence[Any]) -> None:
+    for monitor in monitors:
+        loss = getattr(monitor, "loss", None)
+        # answers may differ and both be right: disagreement overstates the other losses
+        if getattr(monitor, "calibrated", False) and loss != "disagreement":
+            raise ConfigurationError(
+                f"shadow calls measure disagreement, and the monitor's calibration promises "
+                f"{loss!r}, so it would raise the alarm too early; calibrate with "
+                "loss='disagreement', or give compare= that grades both answers"
+            )
+
+
 def _observed(monitor: Any, told: Feedback) -> Any:
     """Tell a monitor; one that raises breaks no answer and no other monitor."""
     try:
         if hasattr(monitor, "observe"):
-            return monitor.observe(accepted=told.accepted, loss=told.loss)
+            loss = told.loss
+            if getattr(monitor, "loss", None) == "selective" and told.correct is not None:
+                # an error rate does not ask whether the last tier errs too
+                loss = 1.0 - told.correct
+            return monitor.observe(accepted=told.accepted, loss=loss)
         return monitor(told)
     except Exception:
         _log.warning("monitor %r failed", type(monitor).__name__, exc_info=True)

@@ -44,6 +44,10 @@ class DriftMonitor:
         on_drift: Told once, when the alarm is raised.
         seed: Seed of the choice.
 
+    Attributes:
+        loss: What the promise is about.
+        calibrated: Whether a `Calibration` makes the promise.
+
     Raises:
         CalibrationError: A number is out of range, or the promise is about another risk.
 
@@ -60,6 +64,7 @@ class DriftMonitor:
         seed: int = 0,
     ) -> None:
         self.loss = "one_sided"
+        self.calibrated = isinstance(target_risk, Calibration)
         if isinstance(target_risk, Calibration):
             self.loss = target_risk.loss
             target_risk = target_risk.target_risk

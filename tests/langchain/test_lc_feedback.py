@@ -10,12 +10,19 @@ import random
 import threading
 from uuid import uuid4
 
+import numpy as np
 import pytest
 from langchain_core.tracers.langchain import LangChainTracer
 from langsmith import Client
 
 from cascadellm import Answer, Price, Threshold, Tier, TokenScore, record_cascade
-from cascadellm.calibration import AdaptiveThreshold, DriftMonitor, FeedbackLoop
+from cascadellm.calibration import (
+    AdaptiveThreshold,
+    CalibrationRecords,
+    DriftMonitor,
+    FeedbackLoop,
+    calibrate_threshold,
+)
 from cascadellm.errors import CalibrationError, ConfigurationError
 from cascadellm.testing import FakeModel
 from langchain_cascade import (
@@ -293,6 +300,50 @@ def test_a_shadow_run_is_a_trace_of_its_own():
     _watched(loop).invoke("hi", {"callbacks": [seen]})
     assert loop.settle()
     assert ["CascadeLLM", "small"] == [run.name for run in seen.models]
+
+
+def _promise(loss):
+    rng = np.random.default_rng(0)
+    score = rng.random(2000)
+    small = rng.random(2000) < score
+    agree = np.where(small, 1.0, rng.random(2000) < 0.1)
+    correct = np.column_stack([small, np.ones(2000)])
+    records = CalibrationRecords.of(score, correct, agree=agree)
+    return calibrate_threshold(records, target_risk=0.2, loss=loss, score_range=(0, 1))
+
+
+def test_shadow_calls_watch_the_loss_that_was_promised():
+    """Disagreement is never taken for another promise, which it would call broken too early."""
+    for loss in ("one_sided", "selective"):
+        monitor = DriftMonitor(_promise(loss))
+        with pytest.raises(ConfigurationError, match="shadow calls measure disagreement"):
+            FeedbackLoop([monitor], shadow_share=0.1)
+        FeedbackLoop([monitor])
+        FeedbackLoop([monitor], shadow_share=0.1, compare=lambda draft, last: 0.0)
+    FeedbackLoop([DriftMonitor(_promise("disagreement"))], shadow_share=0.1)
+
+
+def test_an_error_rate_counts_errors_of_both_tiers():
+    """For a selective promise a wrong answer counts, whether or not the last tier errs too."""
+    selective, told = DriftMonitor(_promise("selective")), []
+    llm = _watched(FeedbackLoop([selective, told.append]))
+    llm.feedback(llm.invoke("hi"), correct=False, reference_correct=False)
+    assert 1.0 == selective.state()["total"]
+    assert 0.0 == told[0].loss
+
+
+def test_the_seed_chooses_which_calls_are_checked():
+    """Equal seeds check the same calls, another seed others."""
+    picked = []
+    for seed in (1, 1, 2):
+        models = fakes(logprob=-0.1)
+        loop = FeedbackLoop(shadow_share=0.2, max_pending=1000, seed=seed)
+        llm = CascadeLLM(list(models), CHOW, feedback_loop=loop)
+        for number in range(60):
+            llm.invoke(f"question {number}")
+        assert loop.settle()
+        picked.append({str(messages) for messages, _ in models[1].calls})
+    assert picked[0] == picked[1] != picked[2]
 
 
 def test_copies_of_a_cascade_share_the_loop():
