@@ -6,52 +6,31 @@ Needs the standard library only, so that it can run beside the cascade.
 from __future__ import annotations
 
 import hashlib
-import logging
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from cascadellm.answer import Answer, Request, SideCall
-from cascadellm.calibration.adaptive import AdaptiveThreshold
+from cascadellm.answer import Answer, Request
 from cascadellm.calibration.calls import KeptCall, kept_call, run_id_of
-from cascadellm.calibration.grading import same_text
+from cascadellm.calibration.telling import (
+    Feedback,
+    adaptive_in,
+    as_loss,
+    check_comparable,
+    differ,
+    side_call,
+    tell_monitor,
+)
 from cascadellm.cascade import Cascade, Outcome
 from cascadellm.effects import Call, Emit, Left, Plan, Start
 from cascadellm.errors import CalibrationError, ConfigurationError
 from cascadellm.events import CascadeEvent, DriftDetected, ShadowAnswered
-from cascadellm.policies.base import AllOf, AnyOf, Not, Policy
 from cascadellm.resilience import ask
 from cascadellm.scrub import error_text
 
 __all__ = ["Feedback", "FeedbackLoop"]
-
-_log = logging.getLogger("cascadellm")
-
-
-@dataclass(frozen=True, slots=True)
-class Feedback:
-    """What is known about one checked call.
-
-    Attributes:
-        run_id: The call.
-        accepted: Whether a policy kept an earlier tier's answer.
-        loss: Loss of keeping it, in [0, 1]; 0 where it was not kept.
-        score: Score of the last decision, None when it had none.
-        threshold: Threshold of that decision.
-        correct: What was said of the answer; None for a shadow call.
-        source: Where it comes from: `feedback` or `shadow`.
-    """
-
-    run_id: str
-    accepted: bool
-    loss: float
-    score: float | None
-    threshold: float | None
-    correct: float | None
-    source: str
 
 
 class FeedbackLoop:
@@ -98,13 +77,13 @@ class FeedbackLoop:
                     f"a monitor has observe(accepted=, loss=) or is a function, got {monitor!r}"
                 )
         if shadow_share > 0 and compare is None:
-            _check_comparable(monitors)
+            check_comparable(monitors)
         self.monitors = tuple(monitors)
         self.shadow_share = float(shadow_share)
         self.keep = keep
         self.max_pending = max_pending
         self.seed = seed
-        self._compare = compare or _differ
+        self._compare = compare or differ
         self._calls: OrderedDict[str, KeptCall] = OrderedDict()
         self._pending: set[Any] = set()
         self._count = 0
@@ -229,7 +208,7 @@ class FeedbackLoop:
         return int.from_bytes(digest, "big") < self.shadow_share * 2**64
 
     def _steer(self, cascade: Cascade, call: KeptCall) -> None:
-        for policy, accepted in _adaptive(cascade, call):
+        for policy, accepted in adaptive_in(cascade, call):
             if policy.follow == "deferral":
                 policy.observe_deferral(deferred=not accepted)
 
@@ -246,10 +225,10 @@ class FeedbackLoop:
         )
         events: list[CascadeEvent] = []
         for monitor in self.monitors:
-            found = _observed(monitor, told)
+            found = tell_monitor(monitor, told)
             if isinstance(found, DriftDetected):
                 events.append(found)
-        for policy, accepted in _adaptive(cascade, call):
+        for policy, accepted in adaptive_in(cascade, call):
             if policy.follow == "loss" and not any(policy is one for one in self.monitors):
                 policy.observe(loss=loss, accepted=accepted)
         return events
@@ -263,80 +242,16 @@ class FeedbackLoop:
         answer, loss, error = None, None, None
         try:
             answer = yield from ask(Call(index, tier, request, purpose="shadow"), live=False)
-            loss = _loss(self._compare(draft, answer))
+            loss = as_loss(self._compare(draft, answer))
         except Left:
             # its loop ended first; what the call cost is not known then
             error = "cancelled"
         except Exception as raised:
             # a call or a comparison that fails says nothing about the draft
             error = error_text(raised, 300)
-        paid = _paid(tier, answer, error, time.perf_counter() - begun)
+        bill = side_call(tier, answer, error, time.perf_counter() - begun)
         text = None if answer is None else answer.text
-        yield Emit(ShadowAnswered(call.run_id or "", index, tier.label, text, loss, paid))
+        yield Emit(ShadowAnswered(call.run_id or "", index, tier.label, text, loss, bill))
         if loss is not None:
             for event in self._tell(cascade, call, loss, None, "shadow") or ():
                 yield Emit(event)
-
-
-def _check_comparable(monitors: Sequence[Any]) -> None:
-    for monitor in monitors:
-        loss = getattr(monitor, "loss", None)
-        # answers may differ and both be right: disagreement overstates the other losses
-        if getattr(monitor, "calibrated", False) and loss != "disagreement":
-            raise ConfigurationError(
-                f"shadow calls measure disagreement, and the monitor's calibration promises "
-                f"{loss!r}, so it would raise the alarm too early; calibrate with "
-                "loss='disagreement', or give compare= that grades both answers"
-            )
-
-
-def _observed(monitor: Any, told: Feedback) -> Any:
-    """Tell a monitor; one that raises breaks no answer and no other monitor."""
-    try:
-        if hasattr(monitor, "observe"):
-            loss = told.loss
-            if getattr(monitor, "loss", None) == "selective" and told.correct is not None:
-                # an error rate does not ask whether the last tier errs too
-                loss = 1.0 - told.correct
-            return monitor.observe(accepted=told.accepted, loss=loss)
-        return monitor(told)
-    except Exception:
-        _log.warning("monitor %r failed", type(monitor).__name__, exc_info=True)
-        return None
-
-
-def _paid(tier: Any, answer: Answer | None, error: str | None, latency_s: float) -> SideCall:
-    usage = None if answer is None else answer.usage
-    paid = SideCall(tier.label, "shadow", latency_s=latency_s, error=error)
-    if usage is not None:
-        paid = replace(paid, input_tokens=usage.input_tokens, output_tokens=usage.output_tokens)
-    return replace(paid, cost_usd=None if answer is None else tier.cost(usage, latency_s))
-
-
-def _loss(value: Any) -> float:
-    loss = float(value)
-    if not 0 <= loss <= 1:
-        raise CalibrationError(f"compare must return a loss in [0, 1], got {value!r}")
-    return loss
-
-
-def _differ(draft: Answer, reference: Answer) -> float:
-    return float(not same_text(draft, reference))
-
-
-def _adaptive(cascade: Cascade, call: KeptCall) -> Iterator[tuple[AdaptiveThreshold, bool]]:
-    """Yield the adaptive thresholds that decided in a call, and whether each accepted."""
-    for unit, policy in zip(cascade.units, cascade.boundaries, strict=False):
-        if unit.index in call.decided:
-            for one in _within(policy):
-                yield one, call.decided[unit.index]
-
-
-def _within(policy: Policy) -> Iterator[AdaptiveThreshold]:
-    if isinstance(policy, AdaptiveThreshold):
-        yield policy
-    elif isinstance(policy, (AnyOf, AllOf)):
-        for part in policy.parts:
-            yield from _within(part)
-    elif isinstance(policy, Not):
-        yield from _within(policy.part)
