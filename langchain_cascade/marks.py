@@ -89,15 +89,16 @@ class Marks:
                 _log.warning("a stopped run could not be marked", exc_info=True)
 
     def release(self) -> None:
-        """Send the runs of tiers whose answers nobody decided about."""
+        """Send the runs of tiers whose answers nobody decided about, or nobody needs any more."""
         for tracer in self.tracers:
             outer = tracer.run_map.get(str(self.run_id))
             for run in getattr(outer, "child_runs", ()):
-                decided = "cascade_action" in (run.metadata or {})
-                if decided or run.end_time is None or not held(run, outer):
+                if not held(run, outer):
                     continue
                 try:
-                    _mark(run, {"cascade_action": "stopped"}, [])
+                    # the call of a hedge may still run; its end is sent when it comes
+                    left = {INTERRUPTED: True} if run.end_time is None else {}
+                    _mark(run, {"cascade_action": "stopped", **left}, [])
                     _send(tracer, run)
                 except Exception:
                     _log.warning("a tier's run could not be sent", exc_info=True)
