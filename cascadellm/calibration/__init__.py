@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from cascadellm.calibration.features import LearnedScore
     from cascadellm.calibration.feedback import Feedback, FeedbackLoop
     from cascadellm.calibration.fit import fit_learned_score
+    from cascadellm.calibration.gain import GainMap
+    from cascadellm.calibration.gain_fit import fit_gain_map
     from cascadellm.calibration.grading import exact_match, judged_by
     from cascadellm.calibration.loading import load_records
     from cascadellm.calibration.monitor import DriftDetected, DriftMonitor
@@ -50,6 +52,7 @@ __all__ = [
     "DriftMonitor",
     "Feedback",
     "FeedbackLoop",
+    "GainMap",
     "InsufficientDataError",
     "LearnedRouter",
     "LearnedScore",
@@ -64,6 +67,7 @@ __all__ = [
     "calibrate_threshold",
     "collect_records",
     "exact_match",
+    "fit_gain_map",
     "fit_learned_score",
     "fit_router",
     "fit_score_map",
@@ -85,6 +89,7 @@ _HOME = {
     "DriftMonitor": "monitor",
     "Feedback": "feedback",
     "FeedbackLoop": "feedback",
+    "GainMap": "gain",
     "LearnedRouter": "router",
     "LearnedScore": "features",
     "Question": "collect",
@@ -97,6 +102,7 @@ _HOME = {
     "calibrate_threshold": "threshold",
     "collect_records": "collect",
     "exact_match": "grading",
+    "fit_gain_map": "gain_fit",
     "fit_learned_score": "fit",
     "fit_router": "router_fit",
     "fit_score_map": "score_maps",

@@ -17,6 +17,7 @@ from cascadellm.policies.consistency import SelfConsistency, SemanticEntropy
 from cascadellm.policies.early import EarlyAbort, PrefixCommit
 from cascadellm.policies.grounded import Grounded
 from cascadellm.policies.hedge import Hedge
+from cascadellm.policies.meta import MetaVerifier
 from cascadellm.policies.route import ContextFits, NeedsTools, Route
 from cascadellm.policies.simple import Always, Never
 from cascadellm.policies.threshold import Threshold
@@ -36,6 +37,7 @@ __all__ = [
     "Grounded",
     "Hedge",
     "Judge",
+    "MetaVerifier",
     "Moment",
     "NeedsTools",
     "Never",

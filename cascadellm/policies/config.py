@@ -14,6 +14,7 @@ from cascadellm.policies.consistency import SelfConsistency, SemanticEntropy
 from cascadellm.policies.early import EarlyAbort, PrefixCommit
 from cascadellm.policies.grounded import Grounded
 from cascadellm.policies.hedge import Hedge
+from cascadellm.policies.meta import MetaVerifier
 from cascadellm.policies.route import ContextFits, NeedsTools, Route
 from cascadellm.policies.simple import Always, Never
 from cascadellm.policies.threshold import Threshold
@@ -37,6 +38,7 @@ _KNOWN: tuple[type[Policy], ...] = (
     Grounded,
     Hedge,
     Judge,
+    MetaVerifier,
     NeedsTools,
     Never,
     Not,
@@ -143,10 +145,13 @@ def _decode(value: Any, allow: Mapping[str, Any]) -> Any:
 def _fitted(value: Mapping[str, Any], allow: Mapping[str, Any]) -> Any:
     """Build a fitted score or router, which are plain numbers, in their own room."""
     from cascadellm.calibration.features import LearnedScore
+    from cascadellm.calibration.gain import GainMap
     from cascadellm.calibration.router import LearnedRouter
 
     if str(value["schema"]).startswith("cascadellm.router/"):
         return LearnedRouter.from_config(value, embed=allow.get(str(value.get("embedder"))))
+    if str(value["schema"]).startswith("cascadellm.gain_map/"):
+        return GainMap.from_config(value)
     return LearnedScore.from_config(value)
 
 

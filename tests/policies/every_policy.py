@@ -16,6 +16,7 @@ from cascadellm import (
     Grounded,
     Hedge,
     Judge,
+    MetaVerifier,
     NeedsTools,
     Never,
     Policy,
@@ -36,6 +37,7 @@ from cascadellm import (
     mean_logprob,
     min_logprob,
 )
+from cascadellm.calibration import GainMap
 from cascadellm.testing import FakeModel
 
 PAID = Price(1, 1)
@@ -131,6 +133,9 @@ CASES: tuple[Case, ...] = (
     Case("Grounded-judged", lambda: Grounded(judge=judge("False")), "escalate", ("grounded",)),
     Case("Hedge", lambda: Hedge(Judge(judge("Score: 1")), after_s=5), "escalate", ("judge",)),
     Case("Judge", lambda: Judge(judge("Score: 9"), "Is it right?"), "accept", ("judge",)),
+    Case("MetaVerifier", lambda: MetaVerifier(
+        SelfVerify(0.5, 2, model=judge(["True", "False"])),
+        GainMap((0.0, 0.5, 1.0), (0.0, 0.5, 0.0), 0.1, 99)), "escalate", ("verify",) * 2),
     # the adapters themselves pass over a tier that cannot take tools, so it is named here
     Case("NeedsTools", lambda: NeedsTools(("large",)), "skip", tools=(TOOL,)),
     Case("Never", Never, "accept"),

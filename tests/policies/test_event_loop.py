@@ -21,6 +21,7 @@ from cascadellm import (
     Grounded,
     Hedge,
     Judge,
+    MetaVerifier,
     NeedsTools,
     Policy,
     PrefixCommit,
@@ -42,7 +43,7 @@ from cascadellm import (
     quantile_logprob,
 )
 from cascadellm.answer import Piece
-from cascadellm.calibration import LearnedRouter
+from cascadellm.calibration import GainMap, LearnedRouter
 from cascadellm.calibration.features import Head
 from cascadellm.drivers import adrive
 from cascadellm.perform import AsyncLocalPerformer, AsyncPerformer
@@ -120,6 +121,11 @@ def router(width: int = 1536) -> LearnedRouter:
     return LearnedRouter((0.0,) * (width + 1), (1.0,) * (width + 1), head, head, wide)
 
 
+def steps() -> GainMap:
+    """Return a gain map of many points."""
+    return GainMap(tuple(float(i) for i in range(-100, 1)), (0.5,) * 101, 1.0, 99)
+
+
 CASES: dict[str, Callable[[], Policy]] = {
     "Agreement": lambda: Agreement([ready(TEXT), ready(TEXT + " no")]),
     "Agreement-embedding": lambda: Agreement([ready(TEXT)] * 4, key="embedding", embed=wide),
@@ -138,6 +144,7 @@ CASES: dict[str, Callable[[], Policy]] = {
     "Grounded-judge": lambda: Grounded(judge=ready("True")),
     "Hedge": lambda: Hedge(Threshold(mean_logprob, 0), after_s=0),
     "Judge": lambda: Judge(ready(TEXT + "\nScore: 8")),
+    "MetaVerifier": lambda: MetaVerifier(Threshold(mean_logprob, 0), steps()),
     "NeedsTools": NeedsTools,
     "Never": lambda: Policy.from_config({"type": "Never"}),
     "Not": lambda: ~Threshold(mean_logprob, 0),
