@@ -25,37 +25,37 @@ ASKS = ["Hi", "What is 2 + 3?"]
 Said = tuple[str, list[str], dict[str, Any]]
 
 
-def by_langchain(way: str, llm: Any, ask: str) -> Said:
+def by_langchain(way: str, llm: Any, ask: str, **kwargs: Any) -> Said:
     """Return text, tokens and record of one way to call a LangChain model."""
     if way == "stream":
-        message = reduce(operator.add, llm.stream(ask))
+        message = reduce(operator.add, llm.stream(ask, **kwargs))
     elif way == "astream":
 
         async def joined() -> Any:
-            return reduce(operator.add, [chunk async for chunk in llm.astream(ask)])
+            return reduce(operator.add, [chunk async for chunk in llm.astream(ask, **kwargs)])
 
         message = asyncio.run(joined())
     elif way == "ainvoke":
-        message = asyncio.run(llm.ainvoke(ask))
+        message = asyncio.run(llm.ainvoke(ask, **kwargs))
     else:
-        message = llm.invoke(ask)
+        message = llm.invoke(ask, **kwargs)
     return said(message.text, message.response_metadata["cascade"])
 
 
-def by_llamaindex(way: str, llm: Any, ask: str) -> Said:
+def by_llamaindex(way: str, llm: Any, ask: str, **kwargs: Any) -> Said:
     """Return text, tokens and record of one way to call a LlamaIndex model."""
     from llama_index.core.llms import ChatMessage
 
     asked = [ChatMessage(ask)]
 
     async def last() -> Any:
-        return [chunk async for chunk in await llm.astream_chat(asked)][-1]
+        return [chunk async for chunk in await llm.astream_chat(asked, **kwargs)][-1]
 
     calls: dict[str, Callable[[], Any]] = {
-        "stream": lambda: list(llm.stream_chat(asked))[-1],
+        "stream": lambda: list(llm.stream_chat(asked, **kwargs))[-1],
         "astream": lambda: asyncio.run(last()),
-        "ainvoke": lambda: asyncio.run(llm.achat(asked)),
-        "invoke": lambda: llm.chat(asked),
+        "ainvoke": lambda: asyncio.run(llm.achat(asked, **kwargs)),
+        "invoke": lambda: llm.chat(asked, **kwargs),
     }
     found = calls[way]()
     return said(found.message.content, found.additional_kwargs["cascade"])
@@ -210,6 +210,46 @@ def test_text_is_streamed_as_it_is_accepted(pairs, framework) -> None:
     assert seen[0] <= 2
     assert seen[-1] > 3 * seen[0]
     assert seen == sorted(seen)
+
+
+@pytest.mark.parametrize("way", ["invoke", "astream"])
+@pytest.mark.parametrize("kind", ["causal", "t5"])
+def test_call_arguments_reach_both_models(pairs, kind, way, framework) -> None:
+    """Temperature, seed, token limit and stop strings of a call act as on the pair itself."""
+    from cascadellm.local import SpeculativePair
+
+    room, call = framework
+    rule = rules.TokenV3(0.3)
+    policy = room.SpeculativeCascade(rule, gamma=3, block_verification=True)
+    llm = room.CascadeLLM(list(pairs[kind]), policy)
+    pair = SpeculativePair(*pairs[kind], rule, 3, block_verification=True)
+    sampled = pair.generate(ASKS[0], temperature=1.0, seed=4)
+    stop = sampled.text[3:6]
+    for arguments in (
+        {"temperature": 1.0, "seed": 4},
+        {"temperature": 1.0, "seed": 4, "stop": [stop]},
+        {"temperature": 0.7, "seed": 5, "max_new_tokens": 7},
+    ):
+        alone = pair.generate(ASKS[0], **arguments)
+        text, tokens, record = call(way, llm, ASKS[0], **arguments)
+        assert (alone.text, [t.token for t in alone.tokens]) == (text, tokens)
+        assert alone.speculation["accepted"] == record["speculation"]["accepted"]
+    assert stop in sampled.text
+    assert stop not in pair.generate(ASKS[0], temperature=1.0, seed=4, stop=[stop]).text
+
+
+def test_a_token_cascade_is_a_boundary_too(pairs, framework) -> None:
+    """The sequential baseline writes the same greedy text, one token per round."""
+    room, call = framework
+    rule = rules.Chow(0.4)
+    slow = room.CascadeLLM(list(pairs["causal"]), room.TokenCascade(rule))
+    fast = cascade(framework, pairs["causal"], rule)
+    for way in ("invoke", "stream"):
+        text, tokens, record = call(way, slow, ASKS[1])
+        assert call(way, fast, ASKS[1])[:2] == (text, tokens)
+        assert "small+large" == record["answered_by"]
+        assert record["speculation"]["gamma"] is None
+        assert len(tokens) == record["speculation"]["draft_steps"]
 
 
 def test_the_page_of_a_trace_shows_both_models_at_every_token(pairs, framework) -> None:
