@@ -21,6 +21,7 @@ from cascadellm.calibration.grading import Grade, exact_match, graded
 from cascadellm.calibration.jsonl import read_lines
 from cascadellm.errors import CalibrationError, ConfigurationError
 from cascadellm.jsonl import LineFile, encode_line, read_jsonl
+from cascadellm.scrub import error_text
 
 __all__ = ["Collected", "Collection", "Progress", "Question", "collect_records", "read_questions"]
 
@@ -226,7 +227,7 @@ class _Run:
             if fatal or isinstance(error, (CalibrationError, ConfigurationError)):
                 raise
             with self.lock:
-                self.failed[question.name] = f"{type(error).__name__}: {error}"[:500]
+                self.failed[question.name] = error_text(error, 500)
 
     def _keep(self, question: Question, said: TierAnswer) -> None:
         value = None

@@ -9,6 +9,7 @@ from typing import Any, TypeAlias
 
 from cascadellm.answer import Answer
 from cascadellm.errors import ConfigurationError
+from cascadellm.scrub import error_text
 
 __all__ = ["Grade", "Same", "exact_match", "graded", "judged_by", "normalised", "same_text"]
 
@@ -80,8 +81,7 @@ def graded(grade: Grade, question: Any, reference: str | None, answer: Answer) -
         value = grade(question, reference, answer)
     except Exception as error:
         raise ConfigurationError(
-            f"the grading function failed on {str(question)[:80]!r}: "
-            f"{type(error).__name__}: {error}"
+            f"the grading function failed on {str(question)[:80]!r}: {error_text(error, 300)}"
         ) from error
     if value is None:
         return None

@@ -392,6 +392,21 @@ def _read(path):
     return [json.loads(line) for line in lines[:-1]]
 
 
+def test_collect_stops_at_its_cost_and_goes_on_later(run, tmp_path):
+    """`--max-cost` ends a run with status 3, and a second run collects the rest."""
+    (tmp_path / "bad_input_app.py").write_text(APP)
+    rows = [{"question": f"What is 2 + 2, time {i}?", "answer": 4} for i in range(30)]
+    (tmp_path / "q.jsonl").write_text(_lines(rows))
+    command = ("collect", "q.jsonl", "--cascade", "bad_input_app:llm", "--concurrency", "1")
+    status, out, _ = run(*command, "--max-cost", "0.000115")
+    assert 3 == status
+    assert "10 of 30 questions are complete" in out
+    assert "stopped at the cost limit; run again to continue" in out
+    status, out, _ = run(*command)
+    assert 0 == status
+    assert "40 calls in this run" in out
+
+
 def test_collect_shows_how_long_and_how_much(tmp_path):
     """On a terminal a bar counts questions, tells the time left and the cost so far."""
     pty = pytest.importorskip("pty")
