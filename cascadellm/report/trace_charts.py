@@ -76,18 +76,32 @@ def _time_ticks(timed: Sequence[tuple[float, Row]]) -> list[float]:
     return [begin + step * i for i in range(math.ceil((last - begin) / step) + 1)]
 
 
+def _columns(timed: Sequence[tuple[float, Row]]) -> tuple[float, float, int]:
+    """Return (begin, width, count) of columns over time, at round times."""
+    first, last = timed[0][0], timed[-1][0]
+    span, most = last - first, min(_SLICES, max(1, len(timed) // 4))
+    if span <= 0:
+        return first, 1.0, 1
+    begin = first
+    if "time" not in timed[0][1] or span < 20:
+        ticks = nice_ticks(0.0, span, most)
+        width = ticks[1] - ticks[0]
+    else:
+        width = next((step for step in _STEPS if span <= most * step), span / most)
+        begin = math.floor(first / width) * width
+    return begin, width, int((last - begin) / width) + 1
+
+
 def _shares(timed: Sequence[tuple[float, Row]], colors: Mapping[str, int]) -> Html:
     label, write = _axis(timed)
-    first, last = timed[0][0], timed[-1][0]
-    count = min(_SLICES, max(1, len(timed) // 4))
-    width = (last - first) / count or 1.0
+    begin, width, count = _columns(timed)
     slices: list[Counter[str]] = [Counter() for _ in range(count)]
     for at, row in timed:
         if row.get("answered_by") is not None:
-            slices[min(count - 1, int((at - first) / width))][row["answered_by"]] += 1
+            slices[min(count - 1, int((at - begin) / width))][row["answered_by"]] += 1
     names = list(colors)
     columns = [
-        (write(first + place * width), [counts[name] for name in names])
+        (write(begin + place * width), [counts[name] for name in names])
         for place, counts in enumerate(slices)
     ]
     return figure("Share of answers per tier", stacked(columns, names, x_label=label))

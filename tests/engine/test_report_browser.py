@@ -41,6 +41,7 @@ pytestmark = [
     pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs chromium and chromedriver"),
 ]
 
+OPEN = "document.querySelectorAll('#calls tr.call').forEach(row => row.click())"
 HOSTILE = "<img src=x onerror=\"document.title='owned'\"><script>document.title='owned'</script>"
 
 
@@ -188,6 +189,30 @@ def test_page_when_narrow(browser: Browser, tmp_path: Path) -> None:
     assert browser.run("return document.documentElement.scrollWidth <= window.innerWidth")
 
 
+@pytest.mark.parametrize("browser", ["light"], indirect=True)
+def test_row_when_the_prompt_is_long(browser: Browser, tmp_path: Path) -> None:
+    """An opened row begins with the attempts; a prompt full of context is folded below."""
+    asked = "user: Context:\n" + "Trams stop. " * 200 + "\nQuery: Which stop?\nAnswer: "
+    with record_cascade(tmp_path / "t.jsonl"):
+        cascade = Cascade([FakeModel("This one.", name="small")])
+        for question in (asked, "Short?"):
+            drive(cascade.plan(Request("q", question)), LocalPerformer())
+    write_report(tmp_path / "t.jsonl", tmp_path / "t.html")
+    browser.send("POST", "/url", {"url": (tmp_path / "t.html").as_uri()})
+    browser.run(OPEN)
+    headings = (
+        "const rows = [...document.querySelectorAll('tr.detail')];"
+        "return rows.map(row => row.querySelector('h3').textContent)"
+    )
+
+    assert ["Question", "Attempts"] == browser.run(headings)
+    assert [False] == browser.run(
+        "return [...document.querySelectorAll('details')].map(d => d.open)"
+    )
+    browser.run("document.querySelector('summary').click()")
+    assert "Trams stop." in browser.run("return document.querySelector('details').innerText")
+
+
 EVERYWHERE = "<script>document.title='owned'</script><img src=x onerror=\"document.title='owned'\">"
 
 
@@ -218,7 +243,6 @@ def hostile_page(folder: Path) -> Path:
     return folder / "t.html"
 
 
-OPEN = "document.querySelectorAll('#calls tr.call').forEach(row => row.click())"
 PLANTED = "return document.querySelectorAll('img, iframe, main script:not(#data)').length"
 
 

@@ -110,7 +110,10 @@
     const cell = make("td");
     cell.colSpan = 7;
     const block = (title, node) => { cell.append(make("h3", "", title), node); };
-    if (call.question) block("Question", make("div", "answer", call.question));
+    // who answered and why comes first; a prompt full of context waits below, folded
+    const whole = make("div", "answer", call.question);
+    const long = call.question && call.question.length > 300;
+    if (call.question && !long) block("Question", whole);
     const attempts = make("div", "attempts");
     for (const attempt of call.attempts) attempts.append(attemptCard(attempt));
     block("Attempts", attempts);
@@ -125,6 +128,11 @@
     if (call.speculation) {
       const said = Object.entries(call.speculation).map(([k, v]) => k + " " + v).join(" · ");
       cell.append(make("div", "facts", said));
+    }
+    if (long) {
+      const folded = make("details", "prompt");
+      folded.append(make("summary", "", "Whole prompt, " + call.question.length.toLocaleString("en") + " characters"), whole);
+      cell.append(folded);
     }
     row.append(cell);
     return row;
