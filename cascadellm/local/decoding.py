@@ -159,9 +159,10 @@ class Decoding:
 
     def drop(self) -> None:
         """Let go of jobs that are done or whose callers have left."""
-        places = [i for i, job in enumerate(self.jobs) if not (job.done or job.gone)]
-        if len(places) == len(self.jobs):
+        alive = [i for i, job in enumerate(self.jobs) if not (job.done or job.gone)]
+        if len(alive) == len(self.jobs):
             return
+        places = _closed_up(alive)
         self.jobs = [self.jobs[place] for place in places]
         if not places:
             self._steps = self._tokens = None
@@ -226,6 +227,14 @@ def _alike(jobs: Sequence[Job]) -> int:
         if longest > 1.5 * shortest + 8:
             return count
     return len(jobs)
+
+
+def _closed_up(alive: Sequence[int]) -> list[int]:
+    """Return the places in an order in which the last ones fill the gaps, so that few move."""
+    count = len(alive)
+    movers = iter([place for place in alive if place >= count])
+    staying = set(alive)
+    return [place if place in staying else next(movers) for place in range(count)]
 
 
 class _Seen:

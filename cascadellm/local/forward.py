@@ -34,7 +34,7 @@ class Steps(Protocol):
         """Take over the sequences of another batch, after one's own."""
 
     def keep(self, places: Sequence[int]) -> None:
-        """Drop all sequences but these."""
+        """Drop all sequences but these, which then stand in this order."""
 
 
 class CausalSteps:
@@ -101,14 +101,13 @@ class CausalSteps:
     @torch.inference_mode()
     def keep(self, places: Sequence[int]) -> None:
         """Drop all sequences but these, and the padding that none of them needs."""
-        rows = torch.tensor(places, device=self._module.device)
         self._padding = [self._padding[place] for place in places]
         spare = min(self._padding) if self.open else 0
         if self.open:
             for layer in self._cache.layers:
-                layer.keep(rows, spare)
+                layer.keep(places, spare)
         else:
-            self._cache.batch_select_indices(rows)
+            self._cache.batch_select_indices(torch.tensor(places, device=self._module.device))
         self._length -= spare
         self._padding = [n - spare for n in self._padding]
         self._prepare()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -17,11 +18,12 @@ _SMALL = 32_768
 
 
 class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
-    """A cache layer whose keys and values, once long, are the first columns of longer buffers.
+    """A cache layer whose keys and values, once long, are a part of larger buffers.
 
     transformers' own layer joins old and new tensors at every step, which costs time in
     proportion to the whole cache. Here that happens while the cache is small, and later once in
-    a while, as the buffers grow by half.
+    a while, as the buffers grow by half. A sequence that ends leaves its row to the next one
+    that joins, and empty columns on the left are given up without a copy.
     """
 
     # a name here would make transformers build this layer everywhere
@@ -30,6 +32,7 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self._buffers: tuple[torch.Tensor, torch.Tensor] | None = None
+        self._first = 0
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -38,46 +41,59 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         if self.keys is None or self.values is None or self.keys.numel() < _SMALL:
             self._buffers = None
             return super().update(key_states, value_states)
-        start = self.keys.shape[2]
+        count, start = self.keys.shape[0], self.keys.shape[2]
         end = start + key_states.shape[2]
-        if self._buffers is None or self._buffers[0].shape[2] < end:
+        if self._buffers is None or self._buffers[0].shape[2] < self._first + end:
             more = (0, 0, 0, end - start + _room(start))
             self._buffers = (pad(self.keys, more), pad(self.values, more))
-        keys, values = self._buffers
-        keys[:, :, start:end] = key_states
-        values[:, :, start:end] = value_states
-        self.keys, self.values = keys[:, :, :end], values[:, :, :end]
+            self._first = 0
+        new = slice(self._first + start, self._first + end)
+        for buffer, states in zip(self._buffers, (key_states, value_states), strict=True):
+            buffer[:count, :, new] = states
+        self._show(count, end)
         return self.keys, self.values
 
     def join(self, other: GrowingLayer, left: int, other_left: int) -> None:
         """Add the sequences of another layer, after so many empty columns on either side."""
-        both = []
-        for mine, theirs in ((self.keys, other.keys), (self.values, other.values)):
-            assert mine is not None
-            assert theirs is not None
-            length = left + mine.shape[2]
-            count, heads, _, width = mine.shape
-            shape = (count + len(theirs), heads, length + _room(length), width)
-            buffer = mine.new_empty(shape)
-            buffer[:count, :, left:length] = mine
-            buffer[count:, :, other_left:length] = theirs
+        assert self.keys is not None
+        assert other.keys is not None
+        assert other.values is not None
+        count, length = self.keys.shape[0], left + self.keys.shape[2]
+        total = count + len(other.keys)
+        if self._buffers is None or self._buffers[0].shape[0] < total or self._first < left:
+            self._move(total, length, left)
+        else:
+            self._first -= left
+        assert self._buffers is not None
+        start, end = self._first, self._first + length
+        for buffer, theirs in zip(self._buffers, (other.keys, other.values), strict=True):
+            buffer[count:total, :, start + other_left : end] = theirs
             # masked, but 0 * NaN would not be 0
-            buffer[:count, :, :left] = 0
-            buffer[count:, :, :other_left] = 0
-            both.append(buffer)
-        self._hold(both[0], both[1], length)
+            buffer[:count, :, start : start + left] = 0
+            buffer[count:total, :, start : start + other_left] = 0
+        self._show(total, length)
 
-    def keep(self, rows: torch.Tensor, spare: int) -> None:
-        """Keep these sequences, without their first `spare` columns."""
+    def keep(self, places: Sequence[int], spare: int) -> None:
+        """Keep the sequences at these places, in this order, without their first columns."""
         assert self.keys is not None
         assert self.values is not None
-        keys, values = self._buffers or (self.keys, self.values)
         length = self.keys.shape[2] - spare
-        self._hold(keys[rows, :, spare:], values[rows, :, spare:], length)
+        if self._buffers is None or any(old < new for new, old in enumerate(places)):
+            rows = torch.tensor(places, device=self.keys.device)
+            self._buffers = (self.keys[rows, :, spare:], self.values[rows, :, spare:])
+            self._first = 0
+        else:
+            for buffer in self._buffers:
+                for new, old in enumerate(places):
+                    if new != old:
+                        buffer[new] = buffer[old]
+            self._first += spare
+        self._show(len(places), length)
 
     def batch_select_indices(self, indices: torch.Tensor) -> None:
         """Keep these sequences."""
-        self.keep(indices, 0)
+        super().batch_select_indices(indices)
+        self._buffers = None
 
     def crop(self, tokens_to_remove: int) -> None:
         """Remove this many tokens (a number below 0) from the end."""
@@ -89,9 +105,21 @@ class GrowingLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         super().reset()
         self._buffers = None
 
-    def _hold(self, keys: torch.Tensor, values: torch.Tensor, length: int) -> None:
-        self._buffers = (keys, values)
-        self.keys, self.values = keys[:, :, :length], values[:, :, :length]
+    def _move(self, count: int, length: int, left: int) -> None:
+        """Copy everything into buffers for `count` sequences, behind `left` columns."""
+        buffers = []
+        for mine in (self.keys, self.values):
+            assert mine is not None
+            shape = (count, mine.shape[1], length + _room(length), mine.shape[3])
+            buffer = mine.new_empty(shape)
+            buffer[: len(mine), :, left:length] = mine
+            buffers.append(buffer)
+        self._buffers, self._first = (buffers[0], buffers[1]), 0
+
+    def _show(self, count: int, length: int) -> None:
+        assert self._buffers is not None
+        part = slice(self._first, self._first + length)
+        self.keys, self.values = (buffer[:count, :, part] for buffer in self._buffers)
 
 
 def _room(length: int) -> int:

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import random
+from typing import Any
+
 import pytest
 import torch
+from torch.nn.functional import pad
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from cascadellm.local import LocalModel, growing
+from cascadellm.local.decoding import _closed_up as closed_up
 from cascadellm.local.growing import GrowingLayer, growing_cache
 
 
@@ -58,7 +63,7 @@ def test_kept_cropped_and_reset_layers_go_on_correctly() -> None:
     """After each way of shrinking, further updates still equal transformers' own."""
     ours, theirs = _filled([20, 1, 1])
     rows = torch.tensor([2, 0])
-    ours.keep(rows, 5)
+    ours.keep(rows.tolist(), 5)
     theirs.keys, theirs.values = theirs.keys[rows, :, 5:], theirs.values[rows, :, 5:]
     for layer in (ours, theirs):
         layer.update(_states(2, 1), _states(2, 1))
@@ -86,6 +91,68 @@ def test_joined_layers_are_padded_with_zeros_on_the_left(mine: int, other: int) 
     assert torch.equal(expected, ours.keys)
     ours.update(_states(5, 1), _states(5, 1))
     assert torch.equal(torch.cat([expected, _states(5, 1)], dim=2), ours.keys)
+
+
+def _comings_and_goings(seed: int) -> tuple[int, int]:
+    """Let sequences come, grow and go at random; compare with tensors made anew each time.
+
+    Returns: How often the buffers were kept, and how often something changed.
+    """
+    source, ours, wanted = random.Random(seed), GrowingLayer(), None
+    kept = changes = 0
+    for number in range(200):
+        count = 0 if wanted is None else len(wanted)
+        before = None if ours._buffers is None else ours._buffers[0].data_ptr()
+        if count == 0:
+            ours, wanted = GrowingLayer(), _states(3, source.randint(60, 90), number)
+            ours.update(wanted, -wanted)
+        elif source.random() < 0.6:
+            new = _states(count, 1, number)
+            ours.update(new, -new)
+            wanted = torch.cat([wanted, new], dim=2)
+        elif source.random() < 0.6:
+            alive = sorted(source.sample(range(count), source.randint(0, count)))
+            places = source.sample(alive, len(alive)) if seed % 3 == 0 else closed_up(alive)
+            spare = source.randint(0, 3)
+            wanted = wanted[places, :, spare:] if places else None
+            if places:
+                ours.keep(places, spare)
+        else:
+            other = _states(source.randint(1, 3), source.randint(40, 110), number)
+            length = max(wanted.shape[2], other.shape[2])
+            left, theirs = length - wanted.shape[2], length - other.shape[2]
+            joining = GrowingLayer()
+            joining.update(other, -other)
+            ours.join(joining, left, theirs)
+            wanted = torch.cat([pad(wanted, (0, 0, left, 0)), pad(other, (0, 0, theirs, 0))])
+        if wanted is not None:
+            assert torch.equal(wanted, ours.keys), number
+            assert torch.equal(-wanted, ours.values), number
+            changes += 1
+            after = None if ours._buffers is None else ours._buffers[0].data_ptr()
+            kept += before is not None and before == after
+    return kept, changes
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_comings_and_goings_change_nothing(seed: int) -> None:
+    """Rows and columns that are used again hold what they should, whatever came before."""
+    kept, changes = _comings_and_goings(seed)
+    assert kept > changes / 3
+
+
+def test_mutation_a_row_left_as_it_was_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The comparison fails for a layer that forgets to empty the columns of who joins."""
+    join = GrowingLayer.join
+
+    def spoiled(self: Any, other: Any, left: int, other_left: int) -> None:
+        join(self, other, left, other_left)
+        if other_left:
+            self.keys[-1, :, 0] = 7.0
+
+    monkeypatch.setattr(GrowingLayer, "join", spoiled)
+    with pytest.raises(AssertionError):
+        _comings_and_goings(1)
 
 
 def test_only_layers_that_keep_all_keys_are_replaced(llama: LocalModel) -> None:
