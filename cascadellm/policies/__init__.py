@@ -19,6 +19,7 @@ from cascadellm.policies.grounded import Grounded
 from cascadellm.policies.hedge import Hedge
 from cascadellm.policies.meta import MetaVerifier
 from cascadellm.policies.route import ContextFits, NeedsTools, Route
+from cascadellm.policies.shared import SharedSpending
 from cascadellm.policies.simple import Always, Never
 from cascadellm.policies.threshold import Threshold
 from cascadellm.policies.toolrisk import ToolRisk
@@ -50,6 +51,7 @@ __all__ = [
     "SelfConsistency",
     "SelfVerify",
     "SemanticEntropy",
+    "SharedSpending",
     "Spending",
     "Threshold",
     "ToolRisk",

@@ -7,9 +7,10 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from cascadellm.answer import Attempt, Decision, SideCall, Trace
+from cascadellm.effects import Compute, Plan
 from cascadellm.errors import BudgetExceededError, ConfigurationError
 from cascadellm.policies.base import Moment, Policy
 
@@ -63,6 +64,9 @@ class Spending:
     Raises:
         ConfigurationError: The window is not positive.
     """
+
+    blocking: ClassVar[bool] = False
+    """Whether asking may wait for a disk, and so belongs in a thread."""
 
     def __init__(
         self,
@@ -150,20 +154,31 @@ class Budget(Policy):
         if self.at_limit not in ("accept", "raise"):
             raise ConfigurationError(f"at_limit must be 'accept' or 'raise', got {self.at_limit!r}")
 
-    def before(self, moment: Moment) -> None:
+    def before(self, moment: Moment) -> Plan[None] | None:
         """Refuse a call whose budget other calls have spent, where that is wanted.
 
         Raises:
             BudgetExceededError: The budget is spent and `at_limit` is `raise`.
         """
         if self.spending is None or self.at_limit != "raise" or moment.attempts:
-            return
-        over = self._over(moment, following=False)
-        if over is not None:
-            raise BudgetExceededError(f"{over}; wait, or raise the limit of Budget", None)
+            return None
+        if self.spending.blocking:
+            return self._refused_elsewhere(moment)
+        return _refuse(self._over(moment, following=False))
 
-    def after(self, moment: Moment) -> Decision:
-        over = self._over(moment, following=True)
+    def _refused_elsewhere(self, moment: Moment) -> Plan[None]:
+        return _refuse((yield Compute(lambda: self._over(moment, following=False))))
+
+    def after(self, moment: Moment) -> Decision | Plan[Decision]:
+        if self.spending is not None and self.spending.blocking:
+            return self._decided_elsewhere(moment)
+        return self._decision(moment, self._over(moment, following=True))
+
+    def _decided_elsewhere(self, moment: Moment) -> Plan[Decision]:
+        over: str | None = yield Compute(lambda: self._over(moment, following=True))
+        return self._decision(moment, over)
+
+    def _decision(self, moment: Moment, over: str | None) -> Decision:
         if over is None:
             return Decision(True, self.name, code="within_budget", reason="the budget allows it")
         if self.at_limit == "raise":
@@ -218,3 +233,8 @@ class Budget(Policy):
             if spent + least > self.usd:
                 return f"{spent:.4g} USD and the next prompt's {least:.4g} exceed {self.usd:g}"
         return None
+
+
+def _refuse(over: str | None) -> None:
+    if over is not None:
+        raise BudgetExceededError(f"{over}; wait, or raise the limit of Budget", None)

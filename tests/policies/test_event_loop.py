@@ -7,6 +7,8 @@ import gc
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import pytest
@@ -31,6 +33,7 @@ from cascadellm import (
     SelfConsistency,
     SelfVerify,
     SemanticEntropy,
+    SharedSpending,
     Spending,
     Threshold,
     Tier,
@@ -134,6 +137,9 @@ CASES: dict[str, Callable[[], Policy]] = {
     "Always": lambda: Policy.from_config({"type": "Always"}),
     "AnyOf": lambda: Valid() | Threshold(mean_logprob, -99),
     "Budget": lambda: Budget(usd=1e9, spending=spent()),
+    "Budget-file": lambda: Budget(
+        usd=1e9, spending=SharedSpending(Path(mkdtemp()) / "spent.db"), at_limit="raise"
+    ),
     "ContextFits": ContextFits,
     "Custom": lambda: as_policy(no_number),
     "Custom-busy": lambda: as_policy(lambda answer: busy_score(answer) > 2),
