@@ -164,10 +164,11 @@ class Budget(Policy):
             return None
         if self.spending.blocking:
             return self._refused_elsewhere(moment)
-        return _refuse(self._over(moment, following=False))
+        _refuse(self._over(moment, following=False))
+        return None
 
     def _refused_elsewhere(self, moment: Moment) -> Plan[None]:
-        return _refuse((yield Compute(lambda: self._over(moment, following=False))))
+        _refuse((yield Compute(lambda: self._over(moment, following=False))))
 
     def after(self, moment: Moment) -> Decision | Plan[Decision]:
         if self.spending is not None and self.spending.blocking:
