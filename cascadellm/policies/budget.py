@@ -192,6 +192,15 @@ class Budget(Policy):
 
     def _over(self, moment: Moment, *, following: bool) -> str | None:
         """Return which limit is met, None when none is."""
+        try:
+            return self._met(moment, following=following)
+        except Exception as error:
+            if self.spending is None:
+                raise
+            # what cannot be read may be spent: a broken account must not open the purse
+            return f"what is spent cannot be read ({type(error).__name__}: {error})"[:200]
+
+    def _met(self, moment: Moment, *, following: bool) -> str | None:
         elapsed_s = (moment.meter or moment).elapsed_s
         if self.seconds is not None and elapsed_s >= self.seconds:
             return f"{elapsed_s:.3g} s of {self.seconds:g} s are spent"

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import multiprocessing
+import os
+import signal
+import sqlite3
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -140,6 +144,120 @@ async def test_file_when_the_loop_runs(tmp_path: Path) -> None:
 
     assert [False, False] == where
     assert asyncio.get_running_loop().is_running()
+    assert 1.0 * 2 == account.usd(asked())
+
+
+async def test_file_when_another_process_writes_for_long(tmp_path: Path) -> None:
+    """A file that is locked holds up no event loop, and the call is counted once it is free."""
+    from cascadellm.drivers import adrive
+    from cascadellm.perform import AsyncLocalPerformer
+
+    account = SharedSpending(tmp_path / "spent.db")
+    locked = sqlite3.connect(tmp_path / "spent.db", isolation_level=None)
+    locked.execute("BEGIN IMMEDIATE")
+    begun = time.perf_counter()
+    await adrive(cascade(Budget(tokens=1)).plan(asked()), AsyncLocalPerformer([account]))
+    took_s = time.perf_counter() - begun
+    locked.execute("ROLLBACK")
+    locked.close()
+
+    assert took_s < 0.5
+    assert 1.0 == await asyncio.to_thread(account.usd, asked())
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_budget_when_the_account_cannot_be_read(tmp_path: Path, mode: str) -> None:
+    """An account that cannot be read counts as spent, and the record says so."""
+    account = SharedSpending(tmp_path / "spent.db", wait_s=0.05)
+    locked = sqlite3.connect(tmp_path / "spent.db")
+    locked.execute("DROP TABLE spent")
+    locked.commit()
+    accepts, raises = (
+        cascade(Budget(usd=99, spending=account, at_limit=limit)) for limit in ("accept", "raise")
+    )  # type: ignore[arg-type]
+
+    trace = run(accepts, mode, asked()).trace
+    assert "t0" == trace.answered_by
+    assert "cannot be read" in trace.attempts[0].reason
+    with pytest.raises(BudgetExceededError, match="cannot be read"):
+        run(raises, mode, asked())
+    locked.close()
+
+
+def told(path: str, said: Any) -> None:
+    """Spend for ever, and tell of each call once it has returned."""
+    account = SharedSpending(path, "user")
+    while True:
+        run(cascade(Budget(usd=0.5)), "invoke", asked(), [account])
+        said.send_bytes(b"1")
+
+
+def holds(path: str, said: Any) -> None:
+    """Begin to write, and never end."""
+    file = sqlite3.connect(path, isolation_level=None)
+    file.execute("BEGIN IMMEDIATE")
+    file.execute("INSERT INTO spent VALUES ('=a', 1e12, 999, 999)")
+    said.send_bytes(b"1")
+    time.sleep(60)
+
+
+def killed(target: Any, path: str, after: int) -> int:
+    """Kill a process without warning once it has said so many things; return how many it said."""
+    spawn = multiprocessing.get_context("spawn")
+    hears, says = spawn.Pipe(duplex=False)
+    process = spawn.Process(target=target, args=(path, says))
+    process.start()
+    says.close()
+    for _ in range(after):
+        assert hears.poll(60)
+        hears.recv_bytes()
+    os.kill(process.pid or 0, signal.SIGKILL)
+    process.join(60)
+    assert -signal.SIGKILL == process.exitcode
+    heard = after
+    try:
+        while hears.poll():
+            hears.recv_bytes()
+            heard += 1
+    except EOFError:
+        pass
+    return heard
+
+
+def test_spending_when_a_process_is_killed(tmp_path: Path) -> None:
+    """Every call that had returned before the kill is counted, and the others go on."""
+    path = str(tmp_path / "spent.db")
+    heard = killed(told, path, 20)
+
+    account = SharedSpending(path, "user", wait_s=0.5)
+    found = account.usd(asked())
+    assert found is not None
+    # one more may have been written and not told
+    assert heard <= found <= heard + 1
+    spend(path, "a", 1)
+    assert found + 1 == account.usd(asked())
+    assert "ok" == sqlite3.connect(path).execute("PRAGMA integrity_check").fetchone()[0]
+
+
+def test_spending_when_a_writer_is_killed(tmp_path: Path) -> None:
+    """A process that dies in the middle of writing leaves neither a lock nor half a row."""
+    path = str(tmp_path / "spent.db")
+    account = SharedSpending(path, "user", wait_s=0.5)
+    killed(holds, path, 1)
+
+    assert 0.0 == account.usd(asked())
+    spend(path, "a", 1)
+    assert 1.0 == account.usd(asked())
+
+
+def test_spending_when_a_process_forks(tmp_path: Path) -> None:
+    """A child neither writes what its parent has yet to write nor waits for its lock."""
+    account = SharedSpending(tmp_path / "spent.db", "user")
+    account._unwritten.rows.append(("=a", 1e12, 5.0, 5))
+    account._unwritten.lock.acquire()
+    account._unwritten.process = -1
+
+    assert 0.0 == account.usd(asked())
 
 
 def test_file_when_it_is_something_else(tmp_path: Path) -> None:
