@@ -95,7 +95,7 @@ def test_budget_when_another_process_has_spent(tmp_path: Path, mode: str) -> Non
     account = SharedSpending(path, "user")
     accepts, raises = (
         cascade(Budget(usd=3.5, spending=account, at_limit=limit)) for limit in ("accept", "raise")
-    )  # type: ignore[arg-type]
+    )
 
     assert "t0" == run(accepts, mode, asked("a"), [account]).trace.answered_by
     assert "t1" == run(accepts, mode, asked("b"), [account]).trace.answered_by
@@ -174,7 +174,7 @@ def test_budget_when_the_account_cannot_be_read(tmp_path: Path, mode: str) -> No
     locked.commit()
     accepts, raises = (
         cascade(Budget(usd=99, spending=account, at_limit=limit)) for limit in ("accept", "raise")
-    )  # type: ignore[arg-type]
+    )
 
     trace = run(accepts, mode, asked()).trace
     assert "t0" == trace.answered_by
