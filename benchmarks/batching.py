@@ -4,7 +4,9 @@ Each caller is a thread that takes the next question whenever it is free; `Local
 share forward passes, joining and leaving between steps. Compared in the same run, round by round:
 the same questions one by one, transformers' `generate` on padded batches of as many questions as
 there are callers, and its assisted generation with the small demo model, which takes one request
-at a time. Tokens count up to each answer's end.
+at a time. Tokens count up to each answer's end. The ceiling is what the model's own forward passes
+cost for as many tokens: one over each prompt, then steps over as many sequences as there are
+callers, without padding, choosing tokens or scores.
 
     python benchmarks/batching.py [--quick] [--rounds 5] [--out FILE]
 """
@@ -31,8 +33,10 @@ from cascadellm.local import LocalModel
 
 RESULT = Path(__file__).parent / "results" / "batching.json"
 LIMIT = 96
-EACH = 4
+QUESTIONS = {1: 16, 8: 96, 32: 128}
 ASSISTED = "assisted generation, one at a time"
+ALONE = "LocalModel, one by one"
+CEILING = "ceiling: forward passes alone"
 
 Way = Callable[[list[str]], int]
 
@@ -107,24 +111,49 @@ def ways(model: LocalModel, small: LocalModel, callers: int) -> dict[str, Way]:
     return {
         ASSISTED: assisted,
         "generate, padded batches, no scores": padded,
-        "LocalModel, one by one": lambda ps: tokens_of([model.generate(p) for p in ps]),
+        ALONE: lambda ps: tokens_of([model.generate(p) for p in ps]),
         "LocalModel, concurrent callers": lambda ps: tokens_of(at_once(model, ps, callers)),
         "LocalModel.batch": lambda ps: tokens_of(model.batch(ps)),
     }
 
 
-def measure(found: dict[str, Way], callers: int, rounds: int, skill: str | None) -> dict[str, Any]:
+def forward_passes(model: LocalModel, prompts: list[str], callers: int, tokens: int) -> float:
+    """Return the seconds of the forward passes that so many tokens need at least."""
+    ids = [model.encode(prompt) for prompt in prompts]
+    middle = sorted(row.shape[1] for row in ids)[len(ids) // 2]
+    answer = max(tokens // len(prompts), 1)
+    token = ids[0][:, :1].expand(callers, 1)
+    with torch.inference_mode():
+        cache = model.module(token.expand(callers, middle), use_cache=True).past_key_values
+        start = time.perf_counter()
+        for row in ids:
+            model.module(row, use_cache=True)
+        # each prompt's own pass gives the first token
+        for step in range((tokens - len(prompts)) // callers):
+            if step and step % answer == 0:
+                cache.crop(-answer)
+            model.module(token, past_key_values=cache, use_cache=True)
+        return time.perf_counter() - start
+
+
+def measure(
+    model: LocalModel, found: dict[str, Way], callers: int, rounds: int, skill: str | None
+) -> dict[str, Any]:
     """Return medians over rounds; a ratio is throughput over assisted generation's."""
-    speeds: dict[str, list[float]] = {name: [] for name in found}
+    speeds: dict[str, list[float]] = {name: [] for name in (*found, CEILING)}
     for number in range(-1, rounds):
-        prompts = [q.question for q in demo.questions(callers * EACH, 100 + number, skill)]
+        prompts = [q.question for q in demo.questions(QUESTIONS[callers], 100 + number, skill)]
+        counts = {}
         for name, way in found.items():
             if number < 0:
                 way(prompts[:2])
                 continue
             start = time.perf_counter()
-            count = way(prompts)
-            speeds[name].append(count / (time.perf_counter() - start))
+            counts[name] = way(prompts)
+            speeds[name].append(counts[name] / (time.perf_counter() - start))
+        if counts:
+            seconds = forward_passes(model, prompts, callers, counts[ALONE])
+            speeds[CEILING].append(counts[ALONE] / seconds)
     report = {}
     for name, own in speeds.items():
         ratios = [mine / base for mine, base in zip(own, speeds[ASSISTED], strict=True)]
@@ -145,14 +174,14 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     result: dict[str, Any] = {
-        "machine": machine(), "questions_per_caller": EACH, "rounds": options.rounds, "work": {}
+        "machine": machine(), "questions": QUESTIONS, "rounds": options.rounds, "work": {}
     }  # fmt: skip
     shared = {"max_new_tokens": LIMIT, "batch_size": 32}
     with demo.load("large", **shared) as model, demo.load("small", **shared) as small:
         counts = (1, 8) if options.quick else (1, 8, 32)
         for skill, callers in itertools.product((None, "word_problem"), counts):
             found = ways(model, small, callers)
-            report = measure(found, callers, 2 if options.quick else options.rounds, skill)
+            report = measure(model, found, callers, 2 if options.quick else options.rounds, skill)
             work = f"{skill or 'all skills'}, {callers} callers"
             result["work"][work] = report
             print(work)
