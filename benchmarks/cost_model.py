@@ -72,9 +72,19 @@ def step_seconds(model: LocalModel, prompt: str, tokens: int = 16) -> float:
 
 
 def with_ratio(
-    small: LocalModel, large: LocalModel, prompt: str, ratio: float, folder: Path
+    small: LocalModel,
+    large: LocalModel,
+    prompt: str,
+    ratio: float,
+    folder: Path,
+    layers: int | None = None,
 ) -> tuple[LocalModel, int]:
-    """Return a deepened target of which a draft step costs at most `ratio`, and its layers."""
+    """Return a deepened target of which a draft step costs at most `ratio`, and its layers.
+
+    Layers that an earlier run found are taken as they are.
+    """
+    if layers is not None:
+        return deepened(large, layers, folder / f"{layers}-layers"), layers
     module = large.module
     first = len(module.decoder.block if large.is_encoder_decoder else module.model.layers)
     draft, target = step_seconds(small, prompt), step_seconds(large, prompt)

@@ -21,6 +21,7 @@ from unittest.mock import patch
 
 import torch
 import transformers
+from spec_checkpoint import Checkpoint
 from transformers import (
     DynamicCache,
     EncoderDecoderCache,
@@ -220,13 +221,21 @@ class Pairing:
         return found
 
 
-def run(methods: Sequence[Method], tasks: Sequence[Task], repeats: int, *, wall: bool) -> None:
-    """Answer every task with every method in turn."""
+def run(
+    methods: Sequence[Method],
+    tasks: Sequence[Task],
+    repeats: int,
+    *,
+    wall: bool,
+    checkpoint: Checkpoint,
+) -> None:
+    """Answer every task with every method in turn, except those that an earlier run finished."""
     clock = time.perf_counter if wall else time.thread_time
-    rng = random.Random(1)
     for method in methods:
         method.answer(tasks[0].prompt)
-    for number, task in enumerate(tasks):
+    done = checkpoint.restore(methods)
+    for number, task in enumerate(tasks[done:], done):
+        rng = random.Random(number)
         for method in methods:
             method.seconds.append([])
         for repeat in range(repeats):
@@ -239,6 +248,7 @@ def run(methods: Sequence[Method], tasks: Sequence[Task], repeats: int, *, wall:
                     method.tokens.append(count)
                     method.texts.append(text)
                     method.counts.append({k: v for k, v in spoken.items() if k != "tokens"})
+        checkpoint.save(methods)
         if number % 10 == 9:
             print(f"{number + 1} of {len(tasks)} prompts", flush=True)
 

@@ -18,6 +18,7 @@ import spec_report as report
 import spec_study as study
 import torch
 from cost_model import with_ratio
+from spec_checkpoint import Checkpoint
 
 from cascadellm import demo
 from cascadellm.local import compare
@@ -30,25 +31,27 @@ def tasks(count: int) -> list[study.Task]:
 
 
 def one_study(
-    folder: Path, options: Any, *, ratio: float | None, temperature: float
+    folder: Path, options: Any, title: str, *, ratio: float | None, temperature: float
 ) -> dict[str, Any]:
     """Run all methods on one pair at one temperature."""
     small, large = demo.load("small"), demo.load("large")
     prompts = tasks(options.prompts)
-    layers = None
+    checkpoint = Checkpoint.of(options.checkpoint, title)
     if ratio is not None:
-        large, layers = with_ratio(small, large, prompts[0].prompt, ratio, folder)
+        large, checkpoint.layers = with_ratio(
+            small, large, prompts[0].prompt, ratio, folder, checkpoint.layers
+        )
     pairing = study.Pairing(
         small, large, gamma=options.gamma, limit=options.limit, temperature=temperature
     )
     methods = pairing.methods(quick=options.quick)
-    study.run(methods, prompts, options.repeats, wall=options.wall)
+    study.run(methods, prompts, options.repeats, wall=options.wall, checkpoint=checkpoint)
     data = study.study(methods, len(prompts))
     found = compare(small, large, [task.prompt for task in prompts[:4]], temperature=temperature)
     data |= {
         "temperature": temperature,
         "gamma": options.gamma,
-        "target_layers": layers,
+        "target_layers": checkpoint.layers,
         "acceptance": found.acceptance,
         "total_variation": found.total_variation,
         "draft_over_target_step": found.draft_s / found.target_s,
@@ -68,6 +71,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=120)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--wall", action="store_true", help="wall time (on a quiet machine)")
+    parser.add_argument("--checkpoint", type=Path, help="folder: go on there after a break")
     options = parser.parse_args()
     if options.quick:
         options.repeats = 1
@@ -83,7 +87,7 @@ def main() -> None:
     data: dict[str, Any] = {"machine": study.machine(wall=options.wall), "studies": {}}
     for title, (ratio, temperature) in studies.items():
         with tempfile.TemporaryDirectory() as folder:
-            found = one_study(Path(folder), options, ratio=ratio, temperature=temperature)
+            found = one_study(Path(folder), options, title, ratio=ratio, temperature=temperature)
         data["studies"][title] = found
         report.show(title, data["studies"][title])
         if options.save or not options.quick:

@@ -18,6 +18,7 @@ import spec_study as study
 import t5_pair
 import torch
 from cost_model import with_ratio
+from spec_checkpoint import Checkpoint
 
 from cascadellm.local import LocalModel, compare
 
@@ -31,24 +32,28 @@ def tasks(count: int) -> list[study.Task]:
     return [study.Task(one.english, exactly(one.german)) for one in t5_pair.held_out(count)]
 
 
-def one_study(folder: Path, options: Any, *, ratio: float | None, temperature: float) -> Any:
+def one_study(
+    folder: Path, options: Any, title: str, *, ratio: float | None, temperature: float
+) -> Any:
     """Run all methods on one pair at one temperature."""
     small, large = (LocalModel(str(folder / role)) for role in ("draft", "target"))
     prompts = tasks(options.prompts)
-    layers = None
+    checkpoint = Checkpoint.of(options.checkpoint, title)
     if ratio is not None:
         place = folder / "deepened"
-        large, layers = with_ratio(small, large, prompts[0].prompt, ratio, place)
+        large, checkpoint.layers = with_ratio(
+            small, large, prompts[0].prompt, ratio, place, checkpoint.layers
+        )
     pairing = study.Pairing(
         small, large, gamma=options.gamma, limit=options.limit, temperature=temperature
     )
     methods = pairing.methods(quick=options.quick)
-    study.run(methods, prompts, options.repeats, wall=options.wall)
+    study.run(methods, prompts, options.repeats, wall=options.wall, checkpoint=checkpoint)
     found = compare(small, large, [task.prompt for task in prompts[:6]], temperature=temperature)
     return study.study(methods, len(prompts)) | {
         "temperature": temperature,
         "gamma": options.gamma,
-        "target_layers": layers,
+        "target_layers": checkpoint.layers,
         "acceptance": found.acceptance,
         "draft_over_target_step": found.draft_s / found.target_s,
         "predicted_speedup_over_our_own_loop": dict(found.speedup),
@@ -68,6 +73,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=64)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--wall", action="store_true", help="wall time (on a quiet machine)")
+    parser.add_argument("--checkpoint", type=Path, help="folder: go on there after a break")
     options = parser.parse_args()
     if options.quick:
         options.minutes = min(options.minutes, 0.5)
@@ -88,7 +94,7 @@ def run_studies(folder: Path, options: Any) -> None:
     data: dict[str, Any] = {"machine": study.machine(wall=options.wall), "studies": {}}
     data["training_processor_minutes"] = options.minutes
     for title, (ratio, temperature) in studies.items():
-        found = one_study(folder, options, ratio=ratio, temperature=temperature)
+        found = one_study(folder, options, title, ratio=ratio, temperature=temperature)
         data["studies"][title] = found
         report.show(title, found)
         if options.save or not options.quick:

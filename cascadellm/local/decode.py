@@ -225,11 +225,14 @@ class Decoder:
 
     def _judge(self, block: _Block, target_rows: Tensor, text: list[int], base: int) -> Round:
         """Test the drafts against pi and write one more token."""
-        check_finite(target_rows.amax(-1).tolist(), "target", base - self._start)
+        best, likeliest = target_rows.max(-1)
+        check_finite(best.tolist(), "target", base - self._start)
         scaled_p = self._shaper.scaled(target_rows, text, base)
         count = len(block.tokens)
         kept, written = 0, None
-        if count:
+        if self._agreed(block.tokens, likeliest):
+            kept = count
+        elif count:
             rows = torch.cat(block.allowed)
             laws = block.laws
             scaled_q = torch.cat(laws) if laws else self._shaper.scaled(rows, text, base)
@@ -245,6 +248,12 @@ class Decoder:
                 tested, kept = tested + len(block.tokens) - count, kept + (written is None)
         emitted = block.tokens[:kept] if written is None else [*block.tokens[:kept], written]
         return block.emitted(emitted, kept, tested, target_rows)
+
+    def _agreed(self, drafts: list[int], likeliest: Tensor) -> bool:
+        """Whether at temperature 0 both models have the same point masses: every rule's law."""
+        if not self._shaper.greedy or self._shaper.processors:
+            return False
+        return drafts == likeliest.tolist()[: len(drafts)]
 
     def _without_draft(self, p_row: Tensor) -> bool:
         """Whether the next law is the target's whatever the draft says, so no step is needed."""

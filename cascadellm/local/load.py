@@ -187,11 +187,28 @@ def _explained(options: LoadOptions, what: str) -> Iterator[None]:
                 "cascadellm.local.memory_estimate(path) with what is free, then choose a smaller "
                 "model, dtype='bfloat16', a quantization_config or another device"
             ) from error
-        raise ModelError(
-            f"cannot load {options.path} ({type(error).__name__}: {short}); expected a folder "
-            "or hub name of a causal or encoder-decoder language model with safetensors weights "
-            "and a tokenizer, and a network connection if it is not in the local cache"
-        ) from error
+        raise ModelError(_why(options, error, short)) from error
+
+
+def _why(options: LoadOptions, error: Exception, short: str) -> str:
+    """Say what was expected; the two refusals of `LoadOptions` by name, with the way out."""
+    if not options.trust_remote_code and "trust_remote_code" in str(error):
+        return (
+            f"{options.path} brings Python code of its own, which loading would run; it was not "
+            "run. Read that code and pass trust_remote_code=True, or take a model that "
+            "transformers implements itself"
+        )
+    if options.safetensors_only and "model.safetensors" in str(error):
+        return (
+            f"{options.path} has no safetensors weights; other formats (pytorch_model.bin) can "
+            "run code when they are read, so none was. Convert them (load them where you trust "
+            "them, then save_pretrained), or pass safetensors_only=False"
+        )
+    return (
+        f"cannot load {options.path} ({type(error).__name__}: {short}); expected a folder "
+        "or hub name of a causal or encoder-decoder language model with safetensors weights "
+        "and a tokenizer, and a network connection if it is not in the local cache"
+    )
 
 
 def _names_folder(path: str) -> bool:

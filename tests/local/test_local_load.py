@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import gc
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, LlamaForCausalLM
+from transformers import AutoModelForCausalLM, LlamaForCausalLM, dynamic_module_utils
 
 from cascadellm.errors import ConfigurationError, ModelError, OutOfMemoryError
 from cascadellm.local import LocalModel, memory_estimate
@@ -102,10 +103,51 @@ def test_weights_that_run_code_are_refused(folder: Path, tmp_path: Path) -> None
             (tmp_path / file.name).write_bytes(file.read_bytes())
     state = AutoModelForCausalLM.from_pretrained(folder).state_dict()
     torch.save(state, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ModelError, match="safetensors"):
+    with pytest.raises(ModelError, match=r"has no safetensors weights.*safetensors_only=False"):
         LocalModel(str(tmp_path))
     with LocalModel(str(tmp_path), safetensors_only=False, max_new_tokens=2) as model:
         assert model.generate("hi").usage is not None
+
+
+OWN_CODE = """
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+open({ran!r}, "w").close()
+class Config(LlamaConfig):
+    model_type = "own"
+class Model(LlamaForCausalLM):
+    config_class = Config
+class Tokenizer(PreTrainedTokenizerFast):
+    pass
+"""
+OWN_PARTS = {
+    "config.json": {
+        "model_type": "own",
+        "auto_map": {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"},
+    },
+    "tokenizer_config.json": {
+        "tokenizer_class": "Tokenizer",
+        "auto_map": {"AutoTokenizer": [None, "own.Tokenizer"]},
+    },
+}
+
+
+@pytest.mark.parametrize("file", sorted(OWN_PARTS))
+def test_code_of_a_model_folder_is_not_run(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, file: str
+) -> None:
+    """A model or tokenizer with code of its own is refused, unless the caller trusts it."""
+    path, ran = tmp_path / "own", tmp_path / "ran"
+    shutil.copytree(folder, path)
+    (path / "own.py").write_text(OWN_CODE.format(ran=str(ran)))
+    stated = json.loads((path / file).read_text())
+    (path / file).write_text(json.dumps(stated | OWN_PARTS[file]))
+    with pytest.raises(ModelError, match=r"Python code of its own.*trust_remote_code=True"):
+        LocalModel(str(path))
+    assert not ran.exists()
+    monkeypatch.setattr(dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    with LocalModel(str(path), trust_remote_code=True, max_new_tokens=2) as model:
+        assert model.generate("hi").usage is not None
+    assert ran.exists()
 
 
 def test_a_broken_folder_is_explained(folder: Path, tmp_path: Path) -> None:

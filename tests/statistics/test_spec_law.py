@@ -368,21 +368,33 @@ def test_blocks_never_accept_fewer_tokens(rule) -> None:
         assert max(gains) > 0.01
 
 
-def test_sampler_match_has_the_target_law() -> None:
+SAMPLES = [
+    (
+        [0.5, 0.3, 0.15, 0.05], [0.25, 0.45, 0.20, 0.10], 0.295,
+        [0.177305, 0.446809, 0.241135, 0.134752],
+    ),
+    (
+        [0.40, 0.35, 0.20, 0.05, 0], [0.20, 0.45, 0.05, 0.10, 0.20], 0.2525,
+        [0.160535, 0.391304, 0.0535117, 0.12709, 0.267559],
+    ),
+    ([0.45, 0.30, 0.15, 0.10], [0, 1, 0, 0], 0.30, [0, 1, 0, 0]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("draft", "target", "accepted", "rest"), SAMPLES, ids="ABC")
+def test_sampler_match_has_the_target_law(draft, target, accepted, rest) -> None:
     """Keeping drafts that equal the target's samples emits p^n and accepts sum p q."""
-    q = torch.tensor([0.5, 0.3, 0.15, 0.05], dtype=torch.float64)
-    p = torch.tensor([0.25, 0.45, 0.20, 0.10], dtype=torch.float64)
-    law, kept, rejected = torch.zeros(4).double(), 0.0, torch.zeros(4).double()
-    for x, y, z in itertools.product(range(4), repeat=3):
+    q, p = (torch.tensor(row, dtype=torch.float64) for row in (draft, target))
+    law, kept, rejected = torch.zeros_like(p), 0.0, torch.zeros_like(p)
+    for x, y, z in itertools.product(range(len(p)), repeat=3):
         weight = float(q[x] * p[y] * p[z])
         emitted = matching_prefix([x], [y, z])
         law[emitted[0]] += weight
         kept += weight * (len(emitted) == 2)
         rejected[emitted[0]] += weight * (len(emitted) == 1)
     assert (law - p).abs().max() < EXACT
-    assert pytest.approx(0.295, abs=EXACT) == kept
-    expected = [0.177305, 0.446809, 0.241135, 0.134752]
-    assert pytest.approx(expected, abs=1e-6) == (rejected / rejected.sum()).tolist()
+    assert pytest.approx(accepted, abs=EXACT) == kept
+    assert pytest.approx(rest, abs=1e-6) == (rejected / rejected.sum()).tolist()
 
 
 def test_degenerate_rows_never_divide_by_zero() -> None:

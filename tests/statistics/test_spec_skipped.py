@@ -157,6 +157,26 @@ def test_mutation_leaving_the_step_out_for_any_token_is_noticed(monkeypatch) -> 
     assert steps_and_law(r.TokenV3(0.3))[2] > 0.003
 
 
+def test_a_rule_is_computed_only_where_the_models_differ(monkeypatch) -> None:
+    """At temperature 0 a block on which both agree needs no law; one that differs does."""
+    computed = []
+    right = Decoder._target
+    monkeypatch.setattr(
+        Decoder, "_target", lambda self, *rows: computed.append(len(rows[0])) or right(self, *rows)
+    )
+    rounds(r.TokenV3(0.3), (3, 1, 2))
+    assert not computed
+    assert len(Pair(r.TokenV3(0.3), 0, Table(1), Table(2)).loop_law(8, 3)) == 1
+    assert computed
+
+
+def test_mutation_models_taken_to_agree_where_they_differ_are_noticed(monkeypatch) -> None:
+    """If every draft were taken for the target's own, the loop would no longer write pi."""
+    monkeypatch.setattr(Decoder, "_agreed", lambda self, drafts, likeliest: True)
+    with pytest.raises(AssertionError):
+        test_the_greedy_loop_writes_pi_whether_or_not_steps_are_left_out(r.Mentored(0.5))
+
+
 def test_mutation_a_rule_that_ignores_too_much_is_noticed(monkeypatch) -> None:
     """If V3 always left the draft out, the loop would no longer write pi."""
     monkeypatch.setattr(r.TokenV3, "ignores_draft", lambda self, p: True)
