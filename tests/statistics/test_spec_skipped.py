@@ -174,7 +174,7 @@ def test_mutation_models_taken_to_agree_where_they_differ_are_noticed(monkeypatc
     """If every draft were taken for the target's own, the loop would no longer write pi."""
     monkeypatch.setattr(Decoder, "_agreed", lambda self, drafts, likeliest: True)
     with pytest.raises(AssertionError):
-        test_the_greedy_loop_writes_pi_whether_or_not_steps_are_left_out(r.Mentored(0.5))
+        test_the_greedy_loop_writes_pi_whether_or_not_steps_are_left_out(r.TokenV3(0.3))
 
 
 def test_mutation_a_rule_that_ignores_too_much_is_noticed(monkeypatch) -> None:
