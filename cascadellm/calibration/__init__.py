@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from cascadellm.calibration.risks import Risk, calibrate_risks
     from cascadellm.calibration.router import LearnedRouter
     from cascadellm.calibration.router_fit import fit_router
+    from cascadellm.calibration.routing import RoutingPlan
+    from cascadellm.calibration.routing_fit import fit_cascade_routing
     from cascadellm.calibration.score_maps import Reliability, fit_score_map, reliability
     from cascadellm.calibration.threshold import calibrate_threshold
 
@@ -60,6 +62,7 @@ __all__ = [
     "Question",
     "Reliability",
     "Risk",
+    "RoutingPlan",
     "ScoreMap",
     "calibrate_budget",
     "calibrate_cascade",
@@ -67,6 +70,7 @@ __all__ = [
     "calibrate_threshold",
     "collect_records",
     "exact_match",
+    "fit_cascade_routing",
     "fit_gain_map",
     "fit_learned_score",
     "fit_router",
@@ -95,6 +99,7 @@ _HOME = {
     "Question": "collect",
     "Reliability": "score_maps",
     "Risk": "risks",
+    "RoutingPlan": "routing",
     "ScoreMap": "probability",
     "calibrate_budget": "budget",
     "calibrate_cascade": "boundaries",
@@ -102,6 +107,7 @@ _HOME = {
     "calibrate_threshold": "threshold",
     "collect_records": "collect",
     "exact_match": "grading",
+    "fit_cascade_routing": "routing_fit",
     "fit_gain_map": "gain_fit",
     "fit_learned_score": "fit",
     "fit_router": "router_fit",

@@ -17,7 +17,15 @@ from cascadellm.calibration.records import CalibrationRecords, Floats, id_digest
 from cascadellm.calibration.summary import versions
 from cascadellm.errors import CalibrationError, InsufficientDataError
 
-__all__ = ["Fitted", "apply_to", "fit_head", "fit_learned_score", "predict"]
+__all__ = [
+    "Fitted",
+    "apply_to",
+    "columns_of",
+    "expanded",
+    "fit_head",
+    "fit_learned_score",
+    "predict",
+]
 
 _STRENGTHS = (0.003, 0.03, 0.3)
 _LEAST = 40
@@ -86,8 +94,8 @@ def fit_learned_score(
     chances = _cross_fit(table, labels, rows, folds, seed)
     # chosen on chances that no model saw, as everything else that is reported
     best = min(_STRENGTHS, key=lambda s: _log_loss(chances[s][rows], labels[rows]))
-    columns = _columns(table, rows)
-    inputs = _expand(columns, table, rows)
+    columns = columns_of(table, rows)
+    inputs = expanded(columns, table, rows)
     small, large = (fit_head(inputs, labels[rows, tier], best) for tier in (0, 1))
     out = chances[best][:, 0] - (chances[best][:, 1] if target == "gain" else 0.0)
     score = LearnedScore(
@@ -115,8 +123,8 @@ def _cross_fit(
     chances = {s: np.full((len(labels), 2), np.nan) for s in _STRENGTHS}
     for k in range(folds):
         train, held = rows[fold != k], rows[fold == k]
-        columns = _columns(table, train)
-        inputs, outside = _expand(columns, table, train), _expand(columns, table, held)
+        columns = columns_of(table, train)
+        inputs, outside = expanded(columns, table, train), expanded(columns, table, held)
         for strength in _STRENGTHS:
             for tier in (0, 1):
                 head = fit_head(inputs, labels[train, tier], strength)
@@ -138,7 +146,7 @@ def apply_to(
     table = {k: np.asarray(v, dtype=np.float64) for k, v in features.items()}
     absent = np.full(n, np.nan)
     table = {c.name: table.get(c.name, absent) for c in score.columns}
-    inputs = _expand(score.columns, table, np.arange(n))
+    inputs = expanded(score.columns, table, np.arange(n))
     small = predict(score.small, inputs)
     value = small if score.target == "correct" else small - predict(score.large, inputs)
     value = np.where(_all_missing(table, n), np.nan, value)
@@ -156,7 +164,12 @@ def _all_missing(table: Mapping[str, Floats], n: int) -> NDArray[np.bool_]:
     return np.asarray(missing.all(axis=1)).reshape(n)
 
 
-def _columns(table: Mapping[str, Floats], rows: NDArray[np.intp]) -> tuple[Column, ...]:
+def columns_of(table: Mapping[str, Floats], rows: NDArray[np.intp]) -> tuple[Column, ...]:
+    """Return how features enter a model of these rows.
+
+    Raises:
+        CalibrationError: No feature takes two values there.
+    """
     found = []
     for name, values in table.items():
         part = values[rows]
@@ -172,9 +185,10 @@ def _columns(table: Mapping[str, Floats], rows: NDArray[np.intp]) -> tuple[Colum
     return tuple(found)
 
 
-def _expand(
+def expanded(
     columns: Sequence[Column], table: Mapping[str, Floats], rows: NDArray[np.intp]
 ) -> Floats:
+    """Return the inputs of a model, one row per record."""
     parts = []
     for column in columns:
         values = table[column.name][rows]

@@ -12,6 +12,7 @@ from cascadellm.policies.base import (
     as_policy,
 )
 from cascadellm.policies.budget import Budget, Spending
+from cascadellm.policies.cascade_route import CascadeRoute
 from cascadellm.policies.config import policy_from_config, policy_to_config
 from cascadellm.policies.consistency import SelfConsistency, SemanticEntropy
 from cascadellm.policies.early import EarlyAbort, PrefixCommit
@@ -32,6 +33,7 @@ __all__ = [
     "Always",
     "AnyOf",
     "Budget",
+    "CascadeRoute",
     "ContextFits",
     "Custom",
     "EarlyAbort",

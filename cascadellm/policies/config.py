@@ -10,6 +10,7 @@ from cascadellm.errors import ConfigurationError
 from cascadellm.policies.agreement import Agreement
 from cascadellm.policies.base import AllOf, AnyOf, Custom, Not, Policy, config_fields
 from cascadellm.policies.budget import Budget, Spending
+from cascadellm.policies.cascade_route import CascadeRoute
 from cascadellm.policies.consistency import SelfConsistency, SemanticEntropy
 from cascadellm.policies.early import EarlyAbort, PrefixCommit
 from cascadellm.policies.grounded import Grounded
@@ -32,6 +33,7 @@ _KNOWN: tuple[type[Policy], ...] = (
     Always,
     AnyOf,
     Budget,
+    CascadeRoute,
     ContextFits,
     Custom,
     EarlyAbort,
@@ -147,11 +149,14 @@ def _fitted(value: Mapping[str, Any], allow: Mapping[str, Any]) -> Any:
     from cascadellm.calibration.features import LearnedScore
     from cascadellm.calibration.gain import GainMap
     from cascadellm.calibration.router import LearnedRouter
+    from cascadellm.calibration.routing import RoutingPlan
 
     if str(value["schema"]).startswith("cascadellm.router/"):
         return LearnedRouter.from_config(value, embed=allow.get(str(value.get("embedder"))))
     if str(value["schema"]).startswith("cascadellm.gain_map/"):
         return GainMap.from_config(value)
+    if str(value["schema"]).startswith("cascadellm.routing_plan/"):
+        return RoutingPlan.from_config(value)
     return LearnedScore.from_config(value)
 
 

@@ -11,6 +11,7 @@ from cascadellm import (
     Always,
     Answer,
     Budget,
+    CascadeRoute,
     ContextFits,
     EarlyAbort,
     Grounded,
@@ -37,7 +38,9 @@ from cascadellm import (
     mean_logprob,
     min_logprob,
 )
-from cascadellm.calibration import GainMap
+from cascadellm.calibration import GainMap, RoutingPlan
+from cascadellm.calibration.features import Column, Head
+from cascadellm.calibration.routing import Estimate
 from cascadellm.testing import FakeModel
 
 PAID = Price(1, 1)
@@ -46,6 +49,22 @@ TOOL: Mapping[str, Any] = {
     "type": "function",
     "function": {"name": "add", "description": "Add.", "parameters": {"type": "object"}},
 }
+
+
+PLAN = RoutingPlan(
+    (
+        Estimate((), (Head((), 0.0), Head((), 1.0)), ((-0.4, 0.0), (0.4, 0.0))),
+        Estimate(
+            (Column("score_0", 0.0, 1.0, (), False),),
+            (Head((0.1,), -1.0), Head((0.0,), 1.0)),
+            ((0.0, 0.0),),
+        ),
+    ),
+    ((0.001, 0.0), (0.01, 1e-6)),
+    (10.0, 20.0),
+    0.5,
+)
+"""Two tiers: the small one is asked first, and seldom right."""
 
 
 def shortness(request: Request) -> float:
@@ -136,6 +155,7 @@ CASES: tuple[Case, ...] = (
     Case("MetaVerifier", lambda: MetaVerifier(
         SelfVerify(0.5, 2, model=judge(["True", "False"])),
         GainMap((0.0, 0.5, 1.0), (0.0, 0.5, 0.0), 0.1, 99)), "escalate", ("verify",) * 2),
+    Case("CascadeRoute", lambda: CascadeRoute(PLAN, mean_logprob), "escalate"),
     # the adapters themselves pass over a tier that cannot take tools, so it is named here
     Case("NeedsTools", lambda: NeedsTools(("large",)), "skip", tools=(TOOL,)),
     Case("Never", Never, "accept"),

@@ -18,6 +18,7 @@ from cascadellm import (
     Answer,
     Budget,
     Cascade,
+    CascadeRoute,
     ContextFits,
     EarlyAbort,
     Grounded,
@@ -52,7 +53,7 @@ from cascadellm.drivers import adrive
 from cascadellm.perform import AsyncLocalPerformer, AsyncPerformer
 from cascadellm.policies.base import as_policy
 from cascadellm.policies.config import POLICIES
-from tests.policies.every_policy import PAID, TOOL, counted, no_number, shortness
+from tests.policies.every_policy import PAID, PLAN, TOOL, counted, no_number, shortness
 
 LIMIT_S = 1e-3
 PROMPT = " ".join(f"word{i} is {i % 97} apples." for i in range(1000))
@@ -140,6 +141,7 @@ CASES: dict[str, Callable[[], Policy]] = {
     "Budget-file": lambda: Budget(
         usd=1e9, spending=SharedSpending(Path(mkdtemp()) / "spent.db"), at_limit="raise"
     ),
+    "CascadeRoute": lambda: CascadeRoute(PLAN, mean_logprob),
     "ContextFits": ContextFits,
     "Custom": lambda: as_policy(no_number),
     "Custom-busy": lambda: as_policy(lambda answer: busy_score(answer) > 2),
