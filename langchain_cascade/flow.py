@@ -32,6 +32,7 @@ from langchain_cascade import direct
 from langchain_cascade.calls import BOX, Box, CascadeCall, visible
 from langchain_cascade.engine import Engine
 from langchain_cascade.guard import for_outer
+from langchain_cascade.owned import Owned
 from langchain_cascade.performing import AsyncLangChainPerformer, LangChainPerformer
 from langchain_cascade.streams import astream_plan, final_message, stream_plan
 from langchain_cascade.tracing import Outer
@@ -188,13 +189,14 @@ class CascadeFlow(BaseChatModel):
     ) -> AsyncIterator[AIMessageChunk]:
         """Answer in chunks: an accepted draft is replayed, the last tier streams live."""
         config, box = self._stream_config(AsyncCallbackManager, config, kwargs)
-        chunks = super().astream(input, config, stop=stop, **kwargs)
+        chunks = Owned(super().astream(input, config, stop=stop, **kwargs))
         try:
             async for chunk in chunks:
                 yield with_usage(chunk, box)
         finally:
             if box.leave is not None:
                 await box.leave()
+            await chunks.aclose()
 
     def stream_events(self, input: Any, config: Any = None, **kwargs: Any) -> Any:  # noqa: A002
         """Stream events; v3 opens the run by itself and is handed the cascade's."""
@@ -249,10 +251,13 @@ class CascadeFlow(BaseChatModel):
         run_manager: AsyncCallbackManagerForLLMRun | None = None,
         **kwargs: Any,
     ) -> ChatResult:
-        kwargs[BOX] = self._box_at(kwargs, run_manager)
+        box = kwargs[BOX] = self._box_at(kwargs, run_manager)
         try:
             return await super()._agenerate_with_cache(messages, stop, run_manager, **kwargs)
         except asyncio.CancelledError as gone:
+            if box.leave is not None:
+                # it was telling a handler about a token, and its stream is still open
+                await box.leave()
             if run_manager is not None:
                 # LangChain itself leaves the run of a cancelled call open
                 await run_manager.on_llm_error(gone)
@@ -326,13 +331,13 @@ class CascadeFlow(BaseChatModel):
         **kwargs: Any,
     ) -> AsyncIterator[ChatGenerationChunk]:
         context = self._context(messages, stop, run_manager, kwargs, asynchronous=True)
-        chunks = astream_plan(context)
+        chunks = Owned(astream_plan(context))
         try:
             async for chunk in chunks:
                 yield chunk
         finally:
             with suppress(RuntimeError):
-                await chunks.aclose()  # type: ignore[attr-defined]
+                await chunks.aclose()
 
 
 def _box(kwargs: Mapping[str, Any], config: Mapping[str, Any]) -> Box:

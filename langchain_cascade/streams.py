@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
@@ -17,6 +18,7 @@ from cascadellm.perform import Done, aabandon, aadvance, abandon, advance
 from cascadellm.watching import Gate
 from langchain_cascade.calls import CascadeCall
 from langchain_cascade.convert import as_message
+from langchain_cascade.owned import Owned
 from langchain_cascade.performing import (
     AsyncLangChainPerformer,
     Heard,
@@ -74,12 +76,11 @@ class _Stream:
         self.heard = Heard()
         live = self.perform.live(call, self.heard)
         self.gate = None if call.watch is None else gate_of(call, self.context)
-        if self.gate is None:
-            self.pieces = live
-        elif isinstance(self.perform, AsyncLangChainPerformer):
-            self.pieces = self.gate.athrough(live)
+        if isinstance(self.perform, AsyncLangChainPerformer):
+            live = Owned(live)
+            self.pieces = live if self.gate is None else Owned(self.gate.athrough(live))
         else:
-            self.pieces = self.gate.through(live)
+            self.pieces = live if self.gate is None else self.gate.through(live)
         return self.pieces
 
     def closed(self) -> Answer | Shown:
@@ -114,14 +115,24 @@ class _SyncStream(_Stream):
 
 
 class _AsyncStream(_Stream):
+    _left: asyncio.Event | None = None
+
     async def leave(self) -> None:
-        shown, pieces = self._leaving()
-        if pieces is not None:
-            # the loop may be closing it already, when nobody closed the chain around it
-            with suppress(RuntimeError):
-                await pieces.aclose()
-        await aabandon(self.plan, self.perform, shown)
-        self.context.close()
+        if self._left is not None:
+            # whoever came first knows what was shown, and marks the run before it ends
+            await self._left.wait()
+            return
+        self._left = asyncio.Event()
+        try:
+            shown, pieces = self._leaving()
+            if pieces is not None:
+                # the loop may be closing it already, when nobody closed the chain around it
+                with suppress(RuntimeError):
+                    await pieces.aclose()
+            await aabandon(self.plan, self.perform, shown)
+            self.context.close()
+        finally:
+            self._left.set()
 
 
 def stream_plan(context: CascadeCall) -> Iterator[ChatGenerationChunk]:

@@ -19,11 +19,11 @@ from langgraph.checkpoint.memory import InMemorySaver
 
 from cascadellm import ToolCall
 from cascadellm.testing import FakeModel
-from langchain_cascade import CascadeLLM, Valid
+from langchain_cascade import CascadeLLM, Valid, flow, streams
 from langchain_cascade.middleware import CascadeMiddleware
 from tests.dropin import lc_agents as agents
 from tests.dropin import lc_programs as programs
-from tests.dropin.lc_watch import Seen, Watch, problems, run_everywhere, strings
+from tests.dropin.lc_watch import Bare, Seen, Watch, problems, run_everywhere, strings
 from tests.langchain.lc_tools import CHOW
 
 pytestmark = [
@@ -273,6 +273,7 @@ def abandon_achain(llm: CascadeLLM) -> list[str]:
         stream: Any = (PROMPT | llm | StrOutputParser()).astream({"q": "Where?"})
         read = [await anext(stream), await anext(stream), await anext(stream)]
         await stream.aclose()
+        # LangChain leaves the closing of what was read to the loop
         await asyncio.sleep(0.05)
         return [piece for piece in read if piece]
 
@@ -295,7 +296,7 @@ def abandon_graph(llm: CascadeLLM) -> list[str]:
         stream: Any = agent.astream({"messages": [("user", "Where?")]}, stream_mode="messages")
         read = [(await anext(stream))[0].text, (await anext(stream))[0].text]
         await stream.aclose()
-        # LangChain and LangGraph leave the closing of what was read to the loop
+        # LangGraph leaves the closing of what was read to the loop
         await asyncio.sleep(0.05)
         return read
 
@@ -325,6 +326,43 @@ def test_an_abandoned_stream_stops_its_tier(abandon: Any) -> None:
     assert [] == [one for one in problems(watch, Seen(text, read)) if not one.startswith(lost)]
     large.delay_s = 0.0
     next_call_works(llm)
+
+
+def left_at_once(llm: CascadeLLM) -> list[str]:
+    """Leave an async chain and end its loop; return what the loop complains about."""
+    told: list[str] = []
+
+    async def go() -> None:
+        loop = asyncio.get_running_loop()
+        loop.set_exception_handler(lambda _, context: told.append(str(context["message"])))
+        stream: Any = (PROMPT | llm | StrOutputParser()).astream({"q": "Where?"})
+        for _ in range(3):
+            await anext(stream)
+        await stream.aclose()
+
+    asyncio.run(go())
+    return told
+
+
+@pytest.mark.parametrize("listening", [Watch, Bare])
+def test_a_loop_that_ends_with_an_open_stream_closes_it_quietly(listening: Any) -> None:
+    """Leaving a chain as a program's last act: nothing is logged, the tier and the record end."""
+    llm, _, large = doubted(delay_s=0.01)
+    with listening(llm) as watch:
+        assert [] == left_at_once(llm)
+    assert 1 == large.closed
+    (record,) = watch.records
+    assert record.trace.abandoned
+    # what LangSmith gets is cut short where the loop cancels what is being closed
+    assert 3 <= (record.trace.attempts[-1].output_tokens or 0) < 7
+
+
+def test_a_noisy_end_of_the_loop_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Generators that the loop closes beside their owners are complained about (mutation)."""
+    monkeypatch.setattr(flow, "Owned", lambda pieces: pieces)
+    monkeypatch.setattr(streams, "Owned", lambda pieces: pieces)
+    told = [line for _ in range(5) for line in left_at_once(doubted(delay_s=0.01)[0])]
+    assert "an error occurred during closing of asynchronous generator" in str(told)
 
 
 def test_a_sync_chain_that_is_left_reads_its_model_to_the_end() -> None:
