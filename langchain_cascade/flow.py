@@ -155,9 +155,15 @@ class CascadeFlow(BaseChatModel):
         box = kwargs.setdefault(BOX, _box(kwargs, {"metadata": metadata}))
         manager = self._configured(AsyncCallbackManager, callbacks, tags, metadata)
         box.outer = Outer.of(manager, None)
-        result = await super().agenerate(
-            messages, stop, manager, run_name=run_name, run_id=run_id, **kwargs
-        )
+        run_id = run_id or uuid7()
+        try:
+            result = await super().agenerate(
+                messages, stop, manager, run_name=run_name, run_id=run_id, **kwargs
+            )
+        except asyncio.CancelledError as gone:
+            for run in (run_id, *box.usages):
+                box.outer.end_open(run, gone)
+            raise
         return put_back(result, box)
 
     def stream(
@@ -194,9 +200,7 @@ class CascadeFlow(BaseChatModel):
             async for chunk in chunks:
                 yield with_usage(chunk, box)
         finally:
-            if box.leave is not None:
-                await box.leave()
-            await chunks.aclose()
+            await _closed(chunks, box)
 
     def stream_events(self, input: Any, config: Any = None, **kwargs: Any) -> Any:  # noqa: A002
         """Stream events; v3 opens the run by itself and is handed the cascade's."""
@@ -338,6 +342,19 @@ class CascadeFlow(BaseChatModel):
         finally:
             with suppress(RuntimeError):
                 await chunks.aclose()
+
+
+async def _closed(chunks: Owned[Any], box: Box) -> None:
+    """Record a stream that is left before LangChain ends its run; each step is owed."""
+    try:
+        if box.leave is not None:
+            await box.leave()
+    finally:
+        try:
+            await chunks.aclose()
+        finally:
+            if box.outer is not None:
+                box.outer.end_open(box.outer.run_id, asyncio.CancelledError())
 
 
 def _box(kwargs: Mapping[str, Any], config: Mapping[str, Any]) -> Box:

@@ -7,7 +7,8 @@ latency are counted as one more model call; LangSmith adds up the tiers' `llm` r
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 from uuid import UUID
 
@@ -32,6 +33,7 @@ class OuterTracer(LangChainTracer):
     """Sees the cascade's own run alone."""
 
     _origin: Any = None
+    _ends: dict[UUID, Callable[[], Any] | None] | None = None
 
     def __eq__(self, other: object) -> bool:
         # LangChain adds a model's own callbacks twice and skips those that are there already
@@ -39,6 +41,39 @@ class OuterTracer(LangChainTracer):
 
     def __hash__(self) -> int:
         return id(self)
+
+    def hold(self, run_id: UUID) -> None:
+        """Let the failed end of a run wait until its call is recorded (`let_go`).
+
+        LangChain ends a run before it closes the stream below, whose marks would come too late.
+        """
+        if self._ends is not None:
+            self._ends.setdefault(run_id, None)
+
+    def let_go(self, run_id: UUID) -> None:
+        """End a run that was held, if LangChain has called it a failure by now."""
+        end = None if self._ends is None else self._ends.pop(run_id, None)
+        if end is not None:
+            end()
+
+    def on_llm_error(self, error: BaseException, *, run_id: UUID, **kwargs: Any) -> Any:
+        """End a run that failed or was left, now or when its call is recorded."""
+        end = partial(super().on_llm_error, error, run_id=run_id, **kwargs)
+        if self._ends is None or run_id not in self._ends:
+            return end()
+        self._ends[run_id] = end
+        return self.run_map.get(str(run_id))
+
+    def end_open(self, run_id: UUID | None, error: BaseException) -> None:
+        """End a run that LangChain left open: it was cancelled while a handler was told."""
+        if run_id is not None and str(run_id) in self.run_map:
+            self.on_llm_error(error, run_id=run_id)
+
+    def copy_with_metadata_defaults(self, **defaults: Any) -> LangChainTracer:
+        """Return LangChain's copy for one run, which holds the same ends."""
+        copy = super().copy_with_metadata_defaults(**defaults)
+        copy.__dict__["_ends"] = self._ends
+        return copy
 
     def _as_chain(self, run: Any) -> None:
         run.run_type = "chain"
@@ -181,13 +216,19 @@ def _drop_logprobs(outputs: Any) -> None:
 def for_outer(handler: Any) -> Any:
     """Return the handler for the cascade's own run; LangSmith's tracer is exchanged."""
     if type(handler) in (TierTracer, BareTierTracer):
-        return _changed(handler, NestedTracer)
+        return _holding(_changed(handler, NestedTracer))
     if type(handler) is not LangChainTracer:
         return handler
     changed = _changed(handler, OuterTracer)
     if changed is not handler:
         changed.__dict__["_origin"] = handler
-    return changed
+    return _holding(changed)
+
+
+def _holding(tracer: Any) -> Any:
+    if isinstance(tracer, OuterTracer):
+        tracer.__dict__["_ends"] = {}
+    return tracer
 
 
 def for_tiers(

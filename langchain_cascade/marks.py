@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -14,7 +14,7 @@ from langchain_core.tracers.langchain import LangChainTracer
 from cascadellm.answer import Answer, Attempt, Decision, Trace
 from cascadellm.tier import Tier
 from langchain_cascade.engine import Engine
-from langchain_cascade.guard import INTERRUPTED, forgive, held
+from langchain_cascade.guard import INTERRUPTED, OuterTracer, forgive, held
 from langchain_cascade.local import LocalChatModel
 from langchain_cascade.scrub import scrub
 from langchain_cascade.tier import base_model
@@ -37,6 +37,11 @@ class Marks:
         self.engine = engine
         self.run_id = run_id
         self.tracers = [handler for handler in handlers if hasattr(handler, "run_map")]
+        # kept, because tracers forget a run when it ends
+        self._runs = {id(one): one.run_map.get(str(run_id)) for one in self.tracers}
+        for tracer in self.tracers:
+            if isinstance(tracer, OuterTracer) and run_id is not None:
+                tracer.hold(run_id)
 
     def tier(
         self,
@@ -89,25 +94,31 @@ class Marks:
                 _log.warning("a stopped run could not be marked", exc_info=True)
 
     def release(self) -> None:
-        """Send the runs of tiers whose answers nobody decided about, or nobody needs any more."""
+        """Send the runs of tiers whose answers nobody decided about, or nobody needs any more.
+
+        The cascade's own run may end from now on.
+        """
         for tracer in self.tracers:
-            outer = tracer.run_map.get(str(self.run_id))
-            for run in getattr(outer, "child_runs", ()):
-                if not held(run, outer):
+            outer = self._outer(tracer)
+            for run, parent in _below(outer):
+                if run.end_time is not None and not held(run, parent):
                     continue
                 try:
                     # the call of a hedge may still run; its end is sent when it comes
                     left = {INTERRUPTED: True} if run.end_time is None else {}
-                    _mark(run, {"cascade_action": "stopped", **left}, [])
+                    action = {"cascade_action": "stopped"} if held(run, parent) else {}
+                    _mark(run, {**action, **left}, [])
                     _send(tracer, run)
                 except Exception:
                     _log.warning("a tier's run could not be sent", exc_info=True)
+            if isinstance(tracer, OuterTracer) and self.run_id is not None:
+                tracer.let_go(self.run_id)
 
     def outer(self, trace: Trace) -> None:
         """Mark the cascade's own run, which goes out with its end."""
         metadata, tags = outer_marks(trace)
         for tracer in self.tracers:
-            run = tracer.run_map.get(str(self.run_id))
+            run = self._outer(tracer)
             if run is None or metadata.items() <= (run.metadata or {}).items():
                 continue
             try:
@@ -121,15 +132,25 @@ class Marks:
         """Return whether a tier's cost is ours to tell; a provider's LangSmith knows itself."""
         return isinstance(base_model(self.engine.runnable(tier)), LocalChatModel)
 
+    def _outer(self, tracer: Any) -> Any:
+        return tracer.run_map.get(str(self.run_id)) or self._runs[id(tracer)]
+
     def _each(self, index: int) -> Iterable[tuple[Any, Any]]:
         tag = f"cascade:tier:{index}"
         found: dict[int, tuple[Any, Any]] = {}
         for tracer in self.tracers:
-            outer = tracer.run_map.get(str(self.run_id))
+            outer = self._outer(tracer)
             children = [run for run in getattr(outer, "child_runs", ()) if tag in (run.tags or ())]
             if children:
                 found.setdefault(id(children[-1]), (tracer, children[-1]))
         return found.values()
+
+
+def _below(run: Any) -> Iterator[tuple[Any, Any]]:
+    """Yield (run, parent) for all runs below one, the lowest first."""
+    for child in list(getattr(run, "child_runs", ())):
+        yield from _below(child)
+        yield child, run
 
 
 def _with_cost(run: Any, metadata: dict[str, Any], cost_usd: float | None) -> dict[str, Any]:

@@ -44,4 +44,5 @@ class Owned(AsyncIterator[T], Generic[T]):
 
     async def aclose(self) -> None:
         """Close the generator."""
-        await self._pieces.aclose()
+        if hasattr(self._pieces, "aclose"):
+            await self._pieces.aclose()

@@ -19,6 +19,7 @@ from cascadellm.perform import AsyncPerformer, Performer
 from cascadellm.watching import Gate
 from langchain_cascade.calls import CascadeCall
 from langchain_cascade.convert import answer_of, as_message
+from langchain_cascade.owned import Owned
 
 __all__ = ["AsyncLangChainPerformer", "Heard", "LangChainPerformer", "gate_of"]
 
@@ -176,7 +177,7 @@ class AsyncLangChainPerformer(AsyncPerformer):
         blocking = self.context.sync_only(runnable)
         if not blocking:
             inside = self.context.inside(config)
-            pieces = runnable.astream(messages, config, **arguments)
+            pieces = Owned(runnable.astream(messages, config, **arguments))
             try:
                 while True:
                     piece = await _task(partial(anext, pieces, None), inside, limit)
@@ -241,10 +242,14 @@ async def _in_thread(function: Callable[[], Any], limit: TimeLimit) -> Any:
 
 
 async def _aclose(pieces: Any, inside: Context) -> None:
-    if hasattr(pieces, "aclose"):
-        # at the end of a loop all generators are closed at once, this one maybe already
-        with suppress(RuntimeError):
+    # at the end of a loop all generators are closed at once, those below this one maybe already
+    with suppress(RuntimeError):
+        try:
             await asyncio.create_task(pieces.aclose(), context=inside)
+        except asyncio.CancelledError:
+            # cancelled again, maybe before that task had begun
+            await asyncio.create_task(pieces.aclose(), context=inside)
+            raise
 
 
 def as_chunk(piece: Any) -> AIMessageChunk:

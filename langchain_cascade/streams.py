@@ -97,7 +97,7 @@ class _Stream:
         tracing = self.context.tracing
         if tracing is not None and self._index is not None and self.pieces is not None:
             tracing.marks.interrupted(self._index, shown)
-        pieces, self.pieces, self.context.box.leave = self.pieces, None, None
+        pieces, self.pieces = self.pieces, None
         return shown, pieces
 
     def leave(self) -> Any:
@@ -108,6 +108,7 @@ class _Stream:
 class _SyncStream(_Stream):
     def leave(self) -> None:
         shown, pieces = self._leaving()
+        self.context.box.leave = None
         if pieces is not None:
             pieces.close()
         abandon(self.plan, self.perform, shown)
@@ -119,20 +120,24 @@ class _AsyncStream(_Stream):
 
     async def leave(self) -> None:
         if self._left is not None:
-            # whoever came first knows what was shown, and marks the run before it ends
+            # whoever came first knows what was shown
             await self._left.wait()
             return
         self._left = asyncio.Event()
+        shown, pieces = self._leaving()
         try:
-            shown, pieces = self._leaving()
             if pieces is not None:
                 # the loop may be closing it already, when nobody closed the chain around it
                 with suppress(RuntimeError):
                     await pieces.aclose()
-            await aabandon(self.plan, self.perform, shown)
-            self.context.close()
         finally:
-            self._left.set()
+            # whoever cancels the closing still gets a record
+            try:
+                await aabandon(self.plan, self.perform, shown)
+            finally:
+                self.context.close()
+                self._left.set()
+                self.context.box.leave = None
 
 
 def stream_plan(context: CascadeCall) -> Iterator[ChatGenerationChunk]:

@@ -20,7 +20,7 @@ from cascadellm.events import Abandoned, Accepted, Decided, Failed, TierAnswered
 from cascadellm.policies import Policy
 from cascadellm.tier import Tier
 from langchain_cascade.engine import Engine
-from langchain_cascade.guard import for_tiers
+from langchain_cascade.guard import OuterTracer, for_tiers
 from langchain_cascade.marks import Marks
 from langchain_cascade.muting import hooked, muted
 
@@ -81,6 +81,12 @@ class Outer:
         """Return LangSmith's tracers for a run that begins after the cascade's has ended."""
         found = self.child_handlers(trace_logprobs)
         return [handler for handler in found if isinstance(handler, LangChainTracer)]
+
+    def end_open(self, run_id: UUID | None, error: BaseException) -> None:
+        """End a run that LangChain left open."""
+        for handler in self.handlers:
+            if isinstance(handler, OuterTracer):
+                handler.end_open(run_id, error)
 
     def _clean(self, handler: Any) -> Any:
         if not self.hidden or not isinstance(handler, LangChainTracer):
