@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from cascadellm.calibration.boundaries import calibrate_cascade, search_cascade
     from cascadellm.calibration.budget import calibrate_budget
     from cascadellm.calibration.collect import Collected, Question, collect_records
-    from cascadellm.calibration.collected import to_records
+    from cascadellm.calibration.collected import answer_table, to_records
     from cascadellm.calibration.features import LearnedScore
     from cascadellm.calibration.feedback import Feedback, FeedbackLoop
     from cascadellm.calibration.fit import fit_learned_score
@@ -64,6 +64,7 @@ __all__ = [
     "Risk",
     "RoutingPlan",
     "ScoreMap",
+    "answer_table",
     "calibrate_budget",
     "calibrate_cascade",
     "calibrate_risks",
@@ -101,6 +102,7 @@ _HOME = {
     "Risk": "risks",
     "RoutingPlan": "routing",
     "ScoreMap": "probability",
+    "answer_table": "collected",
     "calibrate_budget": "budget",
     "calibrate_cascade": "boundaries",
     "calibrate_risks": "risks",

@@ -20,7 +20,7 @@ from cascadellm.calibration.records import (
 )
 from cascadellm.calibration.refusals import check_levels, check_unused, too_few
 from cascadellm.calibration.result import Calibration
-from cascadellm.calibration.search import answered_by, cascade_loss, search_path
+from cascadellm.calibration.search import answered_by, cascade_loss, labelled, search_path
 from cascadellm.calibration.summary import common_assumptions, versions
 from cascadellm.calibration.threshold import calibrate_threshold
 from cascadellm.errors import CalibrationError, NoValidThresholdError
@@ -138,9 +138,10 @@ def search_cascade(
 
     Source: arXiv 2210.07913 (Pareto testing): search, then fixed-sequence tests on fresh data.
     """
-    data = as_records(records)
+    given = as_records(records)
     check_levels(target_risk, confidence)
-    check_unused(data)
+    check_unused(given)
+    data = labelled(given, loss)
     searching, testing = data.split(search_share, seed=seed)
     path = search_path(searching, loss=loss, target_risk=target_risk, tier_costs=tier_costs)
     level = 1 - confidence
@@ -153,7 +154,7 @@ def search_cascade(
     # fixed sequence: the first failure ends the walk, whatever lies beyond
     for thresholds in path:
         values = cascade_loss(testing, answered_by(testing, thresholds), loss)[order]
-        if _whole_pvalue(values, target_risk, level, signed=loss == "signed") > level:
+        if not _whole_pvalue(values, target_risk, level, signed=loss == "signed") <= level:
             break
         best, tested = thresholds, tested + 1
     if best is None or (answered_by(testing, best) == data.tiers - 1).all():
@@ -171,9 +172,16 @@ def search_cascade(
         target_risk=target_risk,
         confidence=confidence,
         method=f"joint search on {len(searching)} records, fixed sequence over {tested} points",
-        notes=(),
+        notes=_left_out(given, data),
         seed=seed,
     )
+
+
+def _left_out(given: CalibrationRecords, used: CalibrationRecords) -> tuple[str, ...]:
+    missing = len(given) - len(used)
+    if not missing:
+        return ()
+    return (f"{missing} of {len(given)} records lack a tier's label and were left out",)
 
 
 def _turn_notes(

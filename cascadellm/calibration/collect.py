@@ -25,6 +25,8 @@ from cascadellm.scrub import error_text
 
 __all__ = ["Collected", "Collection", "Progress", "Question", "collect_records", "read_questions"]
 
+_NEEDS_PRICE = "max_cost_usd needs a price on every tier (Tier(..., price=Price(...)))"
+
 
 @dataclass(frozen=True, slots=True)
 class Question:
@@ -117,6 +119,7 @@ def collect_records(
         else asker_of(cascade, reads=reads)
     )
     _check_names(listed)
+    _check_budget(max_cost_usd, asker)
     run = _Run(asker, Path(path), grade, max_cost_usd, known=_resume(Path(path), asker))
     wanted = [q for q in listed if len(run.known.get(q.name, {})) < len(asker.names)]
     done = len(listed) - len(wanted)
@@ -200,10 +203,7 @@ class _Run:
         if self.max_cost_usd is None:
             return False
         if self.cost_usd is None:
-            raise CalibrationError(
-                "max_cost_usd needs a price on every tier (Tier(..., price=Price(...))); the cost "
-                "of a call is unknown"
-            )
+            raise CalibrationError(f"{_NEEDS_PRICE}; the cost of a call is unknown")
         return self.cost_usd >= self.max_cost_usd
 
     def ask(self, question: Question) -> None:
@@ -245,6 +245,17 @@ class _Run:
                 self.cost_usd = math.fsum((self.cost_usd, said.cost_usd))
             else:
                 self.cost_usd = None
+
+
+def _check_budget(max_cost_usd: float | None, asker: Asker) -> None:
+    if max_cost_usd is None:
+        return
+    if not max_cost_usd >= 0:
+        raise CalibrationError(f"max_cost_usd must be a number >= 0, got {max_cost_usd!r}")
+    # before anything is asked, where the tiers are known
+    tiers = getattr(asker, "tiers", ())
+    if unpriced := [tier.label for tier in tiers if tier.price is None]:
+        raise CalibrationError(f"{_NEEDS_PRICE}; {', '.join(unpriced)}: none, nothing was asked")
 
 
 def _check_names(questions: Sequence[Question]) -> None:

@@ -10,12 +10,21 @@ from typing import Any, Protocol
 
 from cascadellm.answer import Answer, TokenScore, ToolCall, Usage
 from cascadellm.calibration.asking import TierAnswer
+from cascadellm.calibration.features import answer_features
 from cascadellm.calibration.grading import Same, same_text
 from cascadellm.calibration.jsonl import read_lines
 from cascadellm.calibration.records import CalibrationRecord, CalibrationRecords
 from cascadellm.errors import CalibrationError, ScoreUnavailableError
 
-__all__ = ["Collected", "decode_line", "encode_answer", "group", "read_collected", "to_records"]
+__all__ = [
+    "Collected",
+    "answer_table",
+    "decode_line",
+    "encode_answer",
+    "group",
+    "read_collected",
+    "to_records",
+]
 
 _SCHEMA = "cascadellm.collected/1"
 
@@ -98,6 +107,31 @@ def to_records(
     ]
     names = [score_name(score) for score in listed]
     return CalibrationRecords.from_records(rows, score_names=names).described(listed)
+
+
+def answer_table(collected: Sequence[Collected], *, tier: int = 0) -> dict[str, list[float]]:
+    """Return the token features of one tier's answers as columns, for `fit_learned_score`.
+
+    They are what a `LearnedScore` reads of an answer when the cascade runs.
+
+    Args:
+        collected: Questions with every tier's answer.
+        tier: Index of the tier.
+
+    Returns:
+        Name -> one value per question, NaN = missing.
+
+    Raises:
+        CalibrationError: No answer of that tier has token log-probabilities.
+    """
+    rows = [answer_features(item.answers[tier]) for item in collected]
+    if not any(rows):
+        raise CalibrationError(
+            f"none of the {len(rows)} answers of tier {tier} has token log-probabilities; collect "
+            "them from a tier that gives them"
+        )
+    names = sorted({name for row in rows for name in row})
+    return {name: [row.get(name, math.nan) for row in rows] for name in names}
 
 
 def score_name(score: Any) -> str:

@@ -62,6 +62,9 @@ def token_features(
 def answer_features(answer: Answer, prompt_length: float | None = None) -> dict[str, float]:
     """Describe an answer; empty where it has no token log-probabilities."""
     tokens = answer.over("answer").tokens or ()
+    if not tokens:
+        # the prompt's length alone is no evidence about the answer
+        return {}
     length = prompt_length
     if length is None and answer.usage is not None:
         length = answer.usage.input_tokens

@@ -13,7 +13,8 @@ from numpy.typing import ArrayLike, NDArray
 from sklearn.linear_model import LogisticRegression
 
 from cascadellm.calibration.features import Column, Head, LearnedScore
-from cascadellm.calibration.records import CalibrationRecords, Floats, id_digest
+from cascadellm.calibration.records import CalibrationRecords, Floats
+from cascadellm.calibration.reuse import tuning_digests
 from cascadellm.calibration.summary import versions
 from cascadellm.errors import CalibrationError, InsufficientDataError
 
@@ -104,7 +105,7 @@ def fit_learned_score(
         large,
         target,
         name,
-        tuned_on=tuple(id_digest(str(i)) for i in ids) if ids is not None else (),
+        tuned_on=tuning_digests(ids, labels),
         cross_fitted={"log_loss": _log_loss(chances[best][rows], labels[rows]), "l2": best},
         versions={**versions(), "scikit-learn": sklearn.__version__},
     )

@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from cascadellm.calibration.gain import GainMap
-from cascadellm.calibration.records import Floats, id_digest
+from cascadellm.calibration.records import Floats
+from cascadellm.calibration.reuse import tuning_digests
 from cascadellm.errors import CalibrationError, InsufficientDataError
 
 __all__ = ["fit_gain_map"]
@@ -75,7 +76,8 @@ def fit_gain_map(
     found = np.unique(x)
     points = found if len(found) <= _POINTS else np.quantile(x, np.linspace(0, 1, _POINTS))
     points = np.unique(points)
-    used = () if ids is None else tuple(id_digest(str(i)) for i in np.asarray(ids)[known])
+    named = None if ids is None else np.asarray(ids)[known].tolist()
+    used = tuning_digests(named, labels)
     gains = _mean_gain(points, x, gain, best)
     return GainMap(tuple(map(float, points)), tuple(map(float, gains)), best, len(x), used)
 

@@ -10,6 +10,7 @@ from scipy import special
 from cascadellm.calibration import bounds
 from cascadellm.calibration.losses import LossColumn, Walk
 from cascadellm.calibration.records import CalibrationRecords
+from cascadellm.calibration.reuse import reused
 from cascadellm.errors import CalibrationError, InsufficientDataError, NoValidThresholdError
 
 __all__ = [
@@ -43,12 +44,7 @@ def check_unused(records: CalibrationRecords) -> None:
     Raises:
         CalibrationError: Some records were used for tuning.
     """
-    if not records.tuned_on:
-        return
-    used = sum(digest in records.tuned_on for digest in records.id_digests)
-    if records.fingerprint in records.tuned_on:
-        used = len(records)
-    if used:
+    if used := reused(records):
         raise CalibrationError(
             f"{used} of {len(records)} records were used to tune the score; a promise needs "
             "records that the score has never seen, so split them before fitting"

@@ -12,7 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from cascadellm.calibration.features import Head
 from cascadellm.calibration.fit import fit_head, predict
-from cascadellm.calibration.records import Floats, id_digest
+from cascadellm.calibration.records import Floats
+from cascadellm.calibration.reuse import tuning_digests
 from cascadellm.calibration.router import LearnedRouter, name_of_embedder
 from cascadellm.calibration.summary import versions
 from cascadellm.errors import CalibrationError, InsufficientDataError
@@ -107,7 +108,7 @@ def fit_router(
         with_length,
         name_of_embedder(embed),
         name,
-        () if ids is None else tuple(id_digest(str(i)) for i in ids),
+        tuning_digests(ids, labels),
         {"squared_error": errors[best], "l2": best},
         {**versions(), "scikit-learn": sklearn.__version__},
     )

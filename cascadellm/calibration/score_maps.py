@@ -14,7 +14,8 @@ from sklearn.isotonic import IsotonicRegression
 from sklearn.linear_model import LogisticRegression
 
 from cascadellm.calibration.probability import ScoreMap
-from cascadellm.calibration.records import Floats, id_digest
+from cascadellm.calibration.records import Floats
+from cascadellm.calibration.reuse import tuning_digests
 from cascadellm.errors import CalibrationError, InsufficientDataError
 
 __all__ = ["Reliability", "fit_score_map", "reliability", "save_reliability_plot"]
@@ -66,6 +67,7 @@ def fit_score_map(
             f"expected scores and correct of one shape (n,), got {x.shape} and {y.shape}"
         )
     known = np.isfinite(x) & ~np.isnan(y)
+    given = y
     x, y = x[known], y[known]
     if len(x) < _LEAST:
         raise InsufficientDataError(
@@ -80,7 +82,8 @@ def fit_score_map(
         )
     if x.min() == x.max():
         raise CalibrationError(f"all {len(x)} scores are equal ({x[0]:g}); there is nothing to map")
-    used = () if ids is None else tuple(id_digest(str(i)) for i in np.asarray(ids)[known])
+    named = None if ids is None else np.asarray(ids)[known].tolist()
+    used = tuning_digests(named, given)
     if kind == "isotonic":
         model = IsotonicRegression(y_min=0, y_max=1).fit(x, y)
         points = tuple(float(v) for v in model.X_thresholds_)

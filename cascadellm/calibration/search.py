@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from cascadellm.calibration.records import CalibrationRecords, Floats
 from cascadellm.errors import CalibrationError
 
-__all__ = ["answered_by", "cascade_loss", "search_path"]
+__all__ = ["answered_by", "cascade_loss", "labelled", "search_path"]
 
 _STEPS = 50
 _ROWS = 20_000
@@ -50,6 +50,25 @@ def cascade_loss(records: CalibrationRecords, answered: NDArray[np.intp], loss: 
         raise CalibrationError(f"loss {loss!r} reads `correct`, which is not recorded")
     gap = records.correct[:, -1] - records.correct[rows, answered]
     return gap if loss == "signed" else np.maximum(0.0, gap)
+
+
+def labelled(records: CalibrationRecords, loss: str) -> CalibrationRecords:
+    """Return the records whose loss is known whichever tier answers.
+
+    Raises:
+        CalibrationError: No record has all the labels that the loss reads.
+    """
+    needed = records.agree if loss == "disagreement" else records.correct
+    if needed is None:
+        # what is missing altogether is named where the loss is computed
+        return records
+    known = ~np.isnan(needed).any(axis=1)
+    if not known.any():
+        raise CalibrationError(
+            f"none of the {len(records)} records is labelled for every tier, which a joint search "
+            f"for the loss {loss!r} needs; grade them, or calibrate one boundary"
+        )
+    return records if known.all() else records.take(np.flatnonzero(known))
 
 
 def search_path(

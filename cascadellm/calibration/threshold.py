@@ -160,7 +160,8 @@ def pvalues_along(column: LossColumn, walk: Walk, target_risk: float, method: st
 
 def first_index(values: Floats, level: float, start: int = 0) -> int | None:
     """Return the last index before the first p-value above the level, None if there is none."""
-    failed = np.flatnonzero(values[start:] > level)
+    # a p-value that is NaN must not pass
+    failed = np.flatnonzero(~(values[start:] <= level))
     end = start + int(failed[0]) if failed.size else len(values)
     return end - 1 if end > start else None
 
@@ -175,7 +176,7 @@ def _betting_walk(
     for j in range(start, len(walk.grid)):
         accepted = score >= walk.grid[j]
         losses = value[accepted] if column.name == "selective" else np.where(accepted, value, 0.0)
-        if bounds.betting_pvalue(losses, target_risk, level=level, low=column.low) > level:
+        if not bounds.betting_pvalue(losses, target_risk, level=level, low=column.low) <= level:
             break
         index = j
     return index

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 __all__ = ["evaluate_command", "register"]
 
-_SHOWN = ("norm", "apgr", "cpt50", "cpt80", "qnc", "peak", "error_auc")
+_SHOWN = ("norm", "area", "apgr", "cpt50", "cpt80", "qnc", "peak", "error_auc")
 
 
 def register(app: typer.Typer) -> None:
@@ -96,8 +97,9 @@ def _costs(text: str | None) -> tuple[float, ...] | None:
 
 def _show(found: Evaluation) -> None:
     console = Console()
-    table = Table(title=f"{found.n} questions: small {found.small:.4f}, large {found.large:.4f}")
-    table.add_column("policy")
+    title = f"{found.n} questions: small {found.small:.4f}, large {found.large:.4f}"
+    table = Table(title=title, box=SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("policy", no_wrap=True)
     for name in _SHOWN:
         table.add_column(name, justify="right")
     for result in found.results:

@@ -173,7 +173,7 @@ def evaluate(
     orders = {name: Ordering.of(values) for name, values in scores.items()}
     exact = _measure_all(pair, orders, np.ones((1, len(pair))), margin)
     boot = _bootstrap(pair, orders, margin, resamples, seed) if resamples else {}
-    results = _results(pair, orders, exact, boot, list(orders)[mine:])
+    results = _results(pair, orders, exact, boot, list(orders)[mine:], margin)
     points = tuple(
         operating_point(data, name, value, tier_costs=tier_costs)
         for name, value in (thresholds or {}).items()
@@ -200,6 +200,7 @@ def _results(
     exact: Mapping[str, Metrics],
     boot: Mapping[str, Metrics],
     baselines: Sequence[str],
+    margin: float,
 ) -> tuple[PolicyResult, ...]:
     return tuple(
         PolicyResult(
@@ -208,7 +209,7 @@ def _results(
             Curve.of(pair, order),
             order.missing,
             {m: float(getattr(exact[name], m)[0]) for m in METRICS},
-            _intervals(boot.get(name)),
+            _intervals(boot.get(name), margin),
             _differences(name, boot, baselines),
         )
         for name, order in orders.items()
@@ -286,12 +287,14 @@ def _interval(values: Floats) -> Interval:
     return float(low), float(high)
 
 
-def _intervals(metrics: Metrics | None) -> dict[str, Interval]:
+def _intervals(metrics: Metrics | None, margin: float) -> dict[str, Interval]:
     if metrics is None:
         return {}
+    # where a curve touches the larger tier's quality itself, resamples say nothing of the truth
+    unsaid = () if margin > 0 else ("qnc", "ibc_lift")
     # an interval over the resamples in which a metric is defined would be too narrow
     columns = ((m, getattr(metrics, m)) for m in METRICS)
-    return {m: _interval(v) for m, v in columns if np.isfinite(v).all()}
+    return {m: _interval(v) for m, v in columns if m not in unsaid and np.isfinite(v).all()}
 
 
 def _differences(

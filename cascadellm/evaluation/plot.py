@@ -32,7 +32,8 @@ def figure(evaluation: Evaluation) -> Figure:
         if point.cost is not None:
             by_cost.plot(point.cost, point.quality, label=point.name, zorder=5, **mark)
     by_share.set_xlabel("share sent to the larger tier")
-    by_cost.set_xlabel("cost relative to always asking the larger tier")
+    unknown = "" if evaluation.costs_known else " (smaller tier as free)"
+    by_cost.set_xlabel(f"cost relative to always asking the larger tier{unknown}")
     by_share.set_ylabel("quality")
     by_share.legend(fontsize="small", loc="lower right")
     for axes in (by_share, by_cost):

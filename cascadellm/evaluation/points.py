@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -62,9 +62,12 @@ def operating_point(
     """Measure one cascade; a boundary without threshold defers everything.
 
     Raises:
-        CalibrationError: The thresholds do not fit, or nothing is graded.
+        CalibrationError: The thresholds do not fit, are of a score that the records do not
+            have, or nothing is graded.
     """
     values, reused, target = _thresholds(records, name, thresholds)
+    if isinstance(thresholds, Calibration):
+        records = _of_its_score(records, name, thresholds)
     last = records.tiers - 1
     if records.correct is None:
         raise CalibrationError("an operating point reads `correct`, which is not recorded")
@@ -118,6 +121,24 @@ def _thresholds(
     if thresholds.fingerprint == records.fingerprint:
         reused = len(records)
     return values, reused, thresholds.target_risk
+
+
+def _of_its_score(records: CalibrationRecords, name: str, made: Calibration) -> CalibrationRecords:
+    """Return the records with the score that the thresholds are for."""
+    scores = records.scores
+    for boundary, wanted in zip(made.boundaries, made.score_names, strict=True):
+        have = records.score_names[boundary]
+        # records made by hand do not name their scores
+        if wanted == have or "score" in (wanted.split("_")[0], have.split("_")[0]):
+            continue
+        if boundary != 0 or wanted not in records.columns:
+            raise CalibrationError(
+                f"{name!r} was calibrated for {wanted!r} at boundary {boundary}, these records "
+                f"are scored by {have!r}; score them alike (CLI: --score {wanted})"
+            )
+        scores = scores.copy()
+        scores[:, boundary] = records.columns[wanted]
+    return replace(records, scores=scores)
 
 
 def _cost(

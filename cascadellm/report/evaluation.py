@@ -26,7 +26,8 @@ __all__ = ["render_evaluation"]
 
 _COLUMNS = (
     ("norm", "norm", "0 = random, 1 = oracle"),
-    ("apgr", "APGR", "area, small tier = 0, large tier = 1; random 0.5"),
+    ("area", "area", "under the curve of quality over share"),
+    ("apgr", "APGR", "the area with small tier = 0, large tier = 1; random 0.5"),
     ("cpt50", "CPT 50", "share of large calls that recovers half of the gap"),
     ("cpt80", "CPT 80", "share of large calls that recovers 80% of the gap"),
     ("qnc", "QNC", "least relative cost within the margin of the large tier"),
@@ -57,6 +58,15 @@ def render_evaluation(evaluation: Evaluation, *, source: str = "", title: str = 
         promises = [f"{p.name}: {p.promise}" for p in evaluation.points if p.promise]
         fixed = Section("Fixed thresholds", _points(evaluation), note=" ".join(promises))
         sections.append(fixed)
+    if differences := _differences(evaluation):
+        sections.append(
+            Section(
+                "Differences",
+                element("ul", join(element("li", one) for one in differences)),
+                note="In norm, on the same resampled questions; a difference is shown where 0 "
+                "lies outside its 95% interval.",
+            )
+        )
     sections.append(Section("Notes", _notes(evaluation)))
     return page(title or "What the cascade saves and loses", sections, subtitle=words)
 
@@ -143,6 +153,14 @@ def _policies(found: Evaluation) -> Html:
     intervals = f"95% intervals: paired bootstrap, {found.resamples} resamples"
     caption = intervals if found.resamples else "without intervals"
     return table(names, rows, numeric=range(1, len(_COLUMNS) + 1), caption=caption)
+
+
+def _differences(found: Evaluation) -> list[str]:
+    best, words = found.best, []
+    for other, (low, high) in best.against.items():
+        clear = "is better than" if low > 0 else "is not told apart from"
+        words.append(f"{best.name} {clear} {other}: {low:+.3f} to {high:+.3f}")
+    return words
 
 
 def _points(found: Evaluation) -> Html:

@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from cascadellm.answer import Answer, Request, TokenScore
+from cascadellm.calibration import boundaries
 from cascadellm.calibration.adaptive import AdaptiveThreshold
 from cascadellm.calibration.boundaries import calibrate_cascade, search_cascade
 from cascadellm.calibration.budget import calibrate_budget
 from cascadellm.calibration.records import CalibrationRecords
 from cascadellm.calibration.risks import Risk, calibrate_risks
-from cascadellm.calibration.search import answered_by
+from cascadellm.calibration.search import answered_by, cascade_loss
+from cascadellm.calibration.threshold import first_index
 from cascadellm.cascade import Cascade
 from cascadellm.drivers import drive
 from cascadellm.errors import CalibrationError, ConfigurationError, NoValidThresholdError
@@ -245,6 +247,52 @@ def test_joint_search_is_certified_on_other_records():
     assert made.risk <= 0.1
     assert 0 < made.share_kept < 1
     assert "joint search on 750 records" in made.method
+
+
+def _partly_graded(place):
+    records = _three(4000, seed=4)
+    correct, agree = records.correct.copy(), records.scores * 0
+    missing = np.random.default_rng(1).random(len(records)) < 0.2
+    correct[missing, place] = np.nan
+    agree[missing, min(place, 1)] = np.nan
+    return CalibrationRecords.of(records.scores, correct, agree=agree), int(missing.sum())
+
+
+@pytest.mark.parametrize("loss", ["one_sided", "signed"])
+@pytest.mark.parametrize("place", [0, 1, 2])
+def test_joint_search_leaves_out_what_is_not_graded(loss, place):
+    """A missing grade is no evidence: the promise rests on records graded for every tier."""
+    records, missing = _partly_graded(place)
+    made = search_cascade(records, target_risk=0.1, loss=loss)
+    whole = _three(200_000, seed=5)
+    answered = answered_by(whole, np.array(made.thresholds))
+    assert cascade_loss(whole, answered, loss).mean() <= 0.1
+    assert (len(records) - missing + 1) // 2 == made.n
+    assert f"{missing} of 4000 records lack a tier's label and were left out" in made.notes
+
+
+def test_joint_search_that_passes_ungraded_records_is_detected(monkeypatch):
+    """Where ungraded records stay in and an unknown p-value passes, the check above sees it."""
+    real = boundaries._whole_pvalue
+    monkeypatch.setattr(boundaries, "labelled", lambda records, loss: records)
+    monkeypatch.setattr(
+        boundaries, "_whole_pvalue", lambda *a, **k: np.nan_to_num(real(*a, **k), nan=0.0)
+    )
+    with pytest.raises(AssertionError, match=r"<= 0\.1"):
+        test_joint_search_leaves_out_what_is_not_graded("one_sided", 2)
+
+
+def test_joint_search_needs_one_record_with_every_label():
+    """Where no record is graded for every tier, the error says so; NaN never certifies."""
+    records = _three()
+    correct = records.correct.copy()
+    correct[:, 1] = np.nan
+    with pytest.raises(CalibrationError, match="none of the 1500 records is labelled for every"):
+        search_cascade(CalibrationRecords.of(records.scores, correct), target_risk=0.1)
+    unlabelled = CalibrationRecords.of(records.scores, agree=records.scores * np.nan)
+    with pytest.raises(CalibrationError, match="calibrate one boundary"):
+        search_cascade(unlabelled, target_risk=0.1, loss="disagreement")
+    assert 0 == first_index(np.array([0.01, np.nan, 0.01]), 0.05)
 
 
 @pytest.mark.parametrize(

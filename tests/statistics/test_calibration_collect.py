@@ -107,10 +107,15 @@ def test_budget_stops_the_run(tmp_path):
 
 
 def test_budget_needs_prices(tmp_path):
-    """A budget without prices is an error that says what to give."""
-    cascade, _ = _cascade(price=None)
-    with pytest.raises(CalibrationError, match="needs a price on every tier"):
+    """A budget without prices, or no number, is an error before anything is asked."""
+    cascade, models = _cascade(price=None)
+    with pytest.raises(CalibrationError, match=r"needs a price on every tier.*nothing was asked"):
         collect_records(cascade, _questions(), tmp_path / "a.jsonl", max_cost_usd=1.0)
+    for wrong in (-1.0, math.nan):
+        with pytest.raises(CalibrationError, match="max_cost_usd must be a number >= 0"):
+            collect_records(cascade, _questions(), tmp_path / "a.jsonl", max_cost_usd=wrong)
+    assert not (tmp_path / "a.jsonl").exists()
+    assert [0, 0] == [len(model.calls) for model in models]
 
 
 def test_unknown_price_is_no_zero(tmp_path):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
-from cascadellm.answer import Answer, TokenScore
+from cascadellm.answer import Answer, TokenScore, Usage
+from cascadellm.calibration.collected import Collected, answer_table, to_records
 from cascadellm.calibration.features import LearnedScore, answer_features, token_features
 from cascadellm.calibration.fit import apply_to, fit_learned_score
 from cascadellm.calibration.probability import CalibratedScore, ScoreMap
@@ -123,6 +125,32 @@ def _table(rows):
     return {k: np.array([f[k] for f in found]) for k in found[0]}
 
 
+def test_table_of_collected_answers_is_what_the_score_reads():
+    """Columns of collected answers, fitted and applied, give what a call's answer gives."""
+    rng = np.random.default_rng(9)
+    rows, correct = _sequences(80, rng)
+    rows[3] = []
+    found = [
+        Collected(
+            str(i), "q", None, ("s", "l"),
+            (Answer("x", tokens=tuple(TokenScore("t", v) for v in row), usage=Usage(9 + i, 2)),
+             Answer("y")),
+            tuple(grades), (None, None), (0.0, 0.0),
+        )
+        for i, (row, grades) in enumerate(zip(rows, correct, strict=True))
+    ]  # fmt: skip
+    table = answer_table(found)
+    assert math.isnan(table["mean"][3])
+    made = fit_learned_score(table, correct, ids=[item.id for item in found]).score
+    records = to_records(found, made)
+    again = apply_to(made, records, table)
+    assert again.scores[:, 0] == pytest.approx(records.scores[:, 0], nan_ok=True)
+    with pytest.raises(CalibrationError, match="80 of 80 records were used to tune"):
+        calibrate_threshold(records, target_risk=0.2)
+    with pytest.raises(CalibrationError, match="none of the 80 answers of tier 1 has token"):
+        answer_table(found, tier=1)
+
+
 @pytest.mark.parametrize("target", ["correct", "gain"])
 def test_learned_score_beats_the_mean_on_fresh_answers(target):
     """Where the worst token matters, the learned score orders fresh answers better."""
@@ -181,6 +209,32 @@ def test_records_of_the_fit_are_refused_for_calibration():
     assert kept.n > 0
 
 
+def test_records_without_names_are_refused_by_their_grades():
+    """Where nobody gave names, the same grades in the same order are the same records."""
+    rng = np.random.default_rng(6)
+    rows, correct = _sequences(300, rng)
+    records = CalibrationRecords.of([r.mean() for r in rows], correct)
+    made = fit_learned_score(_table(rows), correct).score
+    chance = fit_score_map(records.scores[:, 0], correct[:, 0])
+    mapped = records.described([CalibratedScore(mean_logprob, chance)])
+    for again in (apply_to(made, records, _table(rows)), mapped):
+        with pytest.raises(CalibrationError, match="300 of 300 records were used to tune"):
+            calibrate_threshold(again, target_risk=0.2)
+        other = CalibrationRecords.of(again.scores, correct[::-1], tuned_on=again.tuned_on)
+        calibrate_threshold(other, target_risk=0.5, require_signal=False)
+
+
+def test_grades_that_are_all_alike_name_no_records():
+    """Grades without variation say nothing, so other records are not refused for them."""
+    rng = np.random.default_rng(7)
+    score = rng.random(200)
+    correct = np.column_stack([rng.random(200) < score, np.ones(200)])
+    made = fit_learned_score({"a": score}, np.ones((200, 2))).score
+    assert () == made.tuned_on
+    fresh = CalibrationRecords.of(score, correct, tuned_on=made.tuned_on)
+    assert calibrate_threshold(fresh, target_risk=0.3).n > 0
+
+
 def test_calibrating_on_the_records_of_the_fit_is_detected(monkeypatch):
     """Without the refusal, the check above sees that used records were accepted."""
     from cascadellm.calibration import threshold
@@ -201,6 +255,11 @@ def test_missing_features_are_a_state():
     assert made.of({"stated": float("nan")}) is None
     assert made(Answer("x")) is None
     assert {} == answer_features(Answer("x"))
+    # what the prompt costs is known without any token of the answer
+    bare = Answer("x", usage=Usage(12, 3))
+    assert {} == answer_features(bare)
+    table["log_prompt"] = np.full(400, 3.0) + rng.random(400)
+    assert fit_learned_score(table, correct).score(bare) is None
 
 
 def test_learned_score_survives_saving(tmp_path):

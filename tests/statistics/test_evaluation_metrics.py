@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import importlib.util
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -195,6 +196,15 @@ def test_worse_large_tier_is_said():
     assert math.isnan(found["score"].values["cpt50"])
 
 
+def test_interval_of_least_cost_needs_a_margin():
+    """At margin 0 resamples cover the true least cost hardly ever, so no interval is given."""
+    records = law.draw(500, np.random.default_rng(17))
+    for margin, given in ((0.0, False), (0.01, True)):
+        found = evaluate(records, margin=margin, tier_costs=(0.1, 1), resamples=200)["score"]
+        assert given == ("qnc" in found.intervals)
+        assert "norm" in found.intervals
+
+
 def test_apgr_is_withheld_when_the_gap_is_small():
     """APGR is not given where both tiers are about equally good."""
     records = CalibrationRecords.of(np.arange(400), np.tile([[1, 0], [0, 1]], (200, 1)))
@@ -221,6 +231,28 @@ def test_operating_point_counts_and_reuse():
     again = evaluate(first, thresholds={"ours": made}, resamples=0)
     assert 600 == again.points[0].reused
     assert any("optimistic" in note for note in again.notes)
+
+
+def test_thresholds_are_measured_on_the_score_they_are_for():
+    """A threshold of another score is measured on that column, or refused, never misread."""
+    records = law.draw(900, np.random.default_rng(21))
+    sure = records.scores[:, 0]
+    by_logit = CalibrationRecords.of(
+        np.log(sure / (1 - sure)), records.correct, score_names=("logit",)
+    )
+    made = calibrate_threshold(by_logit, target_risk=0.05)
+    named = {"score_names": ("chance",)}
+    beside = CalibrationRecords.of(
+        sure, records.correct, columns={"logit": by_logit.scores[:, 0]}, **named
+    )
+    (found,) = evaluate(beside, thresholds={"ours": made}, resamples=0).points
+    (own,) = evaluate(by_logit, thresholds={"ours": made}, resamples=0).points
+    assert own == replace(found, reused=own.reused)
+    alone = CalibrationRecords.of(sure, records.correct, **named)
+    with pytest.raises(CalibrationError, match=r"calibrated for 'logit'.*--score logit"):
+        evaluate(alone, thresholds={"ours": made}, resamples=0)
+    unnamed = CalibrationRecords.of(by_logit.scores, records.correct)
+    assert own.quality == evaluate(unnamed, thresholds={"x": made}, resamples=0).points[0].quality
 
 
 def test_infinite_thresholds_give_the_single_tiers():
@@ -263,6 +295,8 @@ def test_page_and_plot_show_every_policy(tmp_path):
     assert found.sentence in html.unescape(page)
     assert 2 == page.count("<svg ")
     assert 10 == page.count("<polyline ")
+    low, high = found.best.against["prompt length"]
+    assert f"prompt length: {low:+.3f} to {high:+.3f}" in html.unescape(page)
     for name in ("score", "rounded", "random", "oracle", "prompt length", "mine"):
         assert page.count(name) >= 3
     drawn = figure(found)
