@@ -63,8 +63,7 @@ def render_evaluation(evaluation: Evaluation, *, source: str = "", title: str = 
             Section(
                 "Differences",
                 element("ul", join(element("li", one) for one in differences)),
-                note="In norm, on the same resampled questions; a difference is shown where 0 "
-                "lies outside its 95% interval.",
+                note="Of norm: 95% intervals, all policies on the same resampled questions.",
             )
         )
     sections.append(Section("Notes", _notes(evaluation)))
@@ -94,6 +93,9 @@ def _tiles(found: Evaluation) -> list[tuple[str, str, str]]:
 def _figures(found: Evaluation) -> list[Html]:
     by_share: list[Series] = []
     by_cost: list[Series] = []
+    mine = sum(not result.baseline for result in found.results)
+    # to differ from the policies; grey is dashed there and a dot here
+    free = [c for c in (3, 2, 1, 4, 0) if c >= mine] or [_BASELINE_COLORS["random"]]
     for place, result in enumerate(found.results):
         curve = result.curve.thinned(200)
         color = _BASELINE_COLORS.get(result.name, place % 5)
@@ -101,8 +103,7 @@ def _figures(found: Evaluation) -> list[Html]:
             points = [(float(x), float(y)) for x, y in zip(axis, curve.quality, strict=True)]
             series.append(Series(result.name, points, color=color, dashed=result.baseline))
     for place, point in enumerate(found.points):
-        # from the other end of the colours, to differ from the policies
-        color = (3 - place) % 5
+        color = free[place % len(free)]
         at = (point.share_last, point.quality)
         by_share.append(Series(point.name, [at], color=color, dots=True))
         if point.cost is not None:
@@ -142,14 +143,14 @@ def _policies(found: Evaluation) -> Html:
     rows = []
     for result in found.results:
         cells = [
-            join((element("span", _number(result.values[name])), element("small", span)))
-            if (span := _range(result, name))
-            else _number(result.values[name])
+            join((element("span", _number(result.values[name], name)), element("small", span)))
+            if name != "area" and (span := _range(result, name))
+            else _number(result.values[name], name)
             for name, _, _ in _COLUMNS
         ]
         chance = {True: "yes", False: "no", None: ""}[result.beats_chance]
         rows.append([result.name, *cells, "" if result.baseline else chance])
-    names = ["policy", *(label for _, label, _ in _COLUMNS), "beats random"]
+    names = ["policy", *(label for _, label, _ in _COLUMNS), "> random"]
     intervals = f"95% intervals: paired bootstrap, {found.resamples} resamples"
     caption = intervals if found.resamples else "without intervals"
     return table(names, rows, numeric=range(1, len(_COLUMNS) + 1), caption=caption)
@@ -208,14 +209,15 @@ def _range(result: PolicyResult, name: str) -> str:
     if name not in result.intervals or result.baseline:
         return ""
     low, high = result.intervals[name]
-    return f"[{_number(low)}, {_number(high)}]"
+    return f"[{_number(low, name)}, {_number(high, name)}]"
 
 
-def _number(value: float) -> str:
+def _number(value: float, name: str = "") -> str:
     if math.isnan(value):
         return "-"
+    digits = 1 if name == "ibc_lift" else 3
     # -0.0004 is shown as 0.000, not as -0.000
-    return f"{value:.0f}" if abs(value) >= 100 else f"{round(value, 3) + 0.0:.3f}"
+    return f"{value:.0f}" if abs(value) >= 100 else f"{round(value, digits) + 0.0:.{digits}f}"
 
 
 def _percent(value: float) -> str:
