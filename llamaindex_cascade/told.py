@@ -2,12 +2,13 @@
 
 Upstream's wrapper leaves the inner generator to the garbage collector, and a handler that
 keeps its exception event keeps the generator alive: a local model would go on generating.
-It also calls a stream that is closed early a failure; here such a stream ends with what it had
-written and counted.
+It also calls a stream that is closed early or cancelled a failure; here such a stream ends with
+what it had written and counted.
 """
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from contextlib import aclosing, closing, suppress
 from typing import Any
@@ -52,6 +53,7 @@ class _State:
 
     def __init__(self) -> None:
         self.left = False
+        self.gone: asyncio.CancelledError | None = None
         self._read: int | None = None
         self._written = 0
 
@@ -112,19 +114,30 @@ async def atold(
 
 
 async def _auntil_left(stream: AsyncIterator[Any], state: _State) -> AsyncIterator[Any]:
-    async for chunk in stream:
-        state.take(chunk)
-        yield chunk
-        if state.left:
-            yield state.last(chunk)
-            return
+    chunk = None
+    try:
+        async for chunk in stream:
+            state.take(chunk)
+            yield chunk
+            if state.left:
+                yield state.last(chunk)
+                return
+    except asyncio.CancelledError as gone:
+        if chunk is None:
+            raise
+        # upstream tells of the end with what was counted; `_arelay` raises it then
+        state.gone = gone
+        yield state.last(chunk)
 
 
 async def _arelay(outer: Any, source: Any, state: _State) -> AsyncGenerator[Any, None]:
     async with aclosing(source), aclosing(outer):
         try:
             async for chunk in outer:
-                yield chunk
+                if state.gone is None:
+                    yield chunk
+            if state.gone is not None:
+                raise state.gone
         except GeneratorExit:
             state.left = True
             with suppress(Exception):

@@ -22,6 +22,7 @@ from langsmith import Client, tracing_context
 from cascadellm import Record, record_cascade
 from cascadellm.testing import FakeModel
 from langchain_cascade import CascadeLLM, flow
+from langchain_cascade.calls import BOX
 from langchain_cascade.guard import OuterTracer
 from langchain_cascade.tracing import Outer
 from tests.dropin.watching import total
@@ -234,7 +235,7 @@ def test_a_run_that_nobody_ends_is_noticed(monkeypatch: pytest.MonkeyPatch) -> N
 async def _unclosed(
     self: Any, messages: Any, stop: Any = None, run_manager: Any = None, **kwargs: Any
 ) -> Any:
-    kwargs[flow.BOX] = self._box_at(kwargs, run_manager)
+    kwargs[BOX] = self._box_at(kwargs, run_manager)
     answer = super(flow.CascadeFlow, self)._agenerate_with_cache
     try:
         return await answer(messages, stop, run_manager, **kwargs)

@@ -24,6 +24,7 @@ from langchain_cascade.middleware import CascadeMiddleware
 from tests.dropin import lc_agents as agents
 from tests.dropin import lc_programs as programs
 from tests.dropin.lc_watch import Bare, Seen, Watch, problems, run_everywhere, strings
+from tests.dropin.watching import settled, was_asked
 from tests.langchain.lc_tools import CHOW
 
 pytestmark = [
@@ -207,7 +208,7 @@ def test_an_agent_is_told_what_is_wrong_with_its_object() -> None:
 @pytest.mark.parametrize("slow", ["small", "large"])
 def test_a_cancelled_agent_step_leaves_nothing_behind(slow: str, how: str) -> None:
     """The call is recorded as left, the checkpoint holds no draft, the thread goes on."""
-    delays = {"small": 0.0, "large": 0.0, slow: 0.3}
+    delays = {"small": 0.0, "large": 0.0, slow: 30.0}
     small = FakeModel(DRAFT, name="small", logprob=-2.0, delay_s=delays["small"])
     large = FakeModel(ANSWER, name="large", delay_s=delays["large"])
     llm = CascadeLLM([small, large], CHOW)
@@ -217,7 +218,7 @@ def test_a_cancelled_agent_step_leaves_nothing_behind(slow: str, how: str) -> No
     thread: Any = {"configurable": {"thread_id": "t"}}
     shown: list[Any] = []
 
-    async def asked() -> None:
+    async def run() -> None:
         question: Any = {"messages": [("user", "Hello?")]}
         if how == "ainvoke":
             await agent.ainvoke(question, thread)
@@ -229,13 +230,12 @@ def test_a_cancelled_agent_step_leaves_nothing_behind(slow: str, how: str) -> No
                 shown.append(event)
 
     async def interrupted() -> None:
-        task = asyncio.create_task(asked())
-        await asyncio.sleep(0.15)
+        task = asyncio.create_task(run())
+        await was_asked(small if slow == "small" else large)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        await asyncio.wait(others, timeout=2) if others else None
+        await settled()
 
     with Watch(llm) as watch:
         asyncio.run(interrupted())
@@ -274,7 +274,7 @@ def abandon_achain(llm: CascadeLLM) -> list[str]:
         read = [await anext(stream), await anext(stream), await anext(stream)]
         await stream.aclose()
         # LangChain leaves the closing of what was read to the loop
-        await asyncio.sleep(0.05)
+        await settled()
         return [piece for piece in read if piece]
 
     return asyncio.run(go())
@@ -297,7 +297,7 @@ def abandon_graph(llm: CascadeLLM) -> list[str]:
         read = [(await anext(stream))[0].text, (await anext(stream))[0].text]
         await stream.aclose()
         # LangGraph leaves the closing of what was read to the loop
-        await asyncio.sleep(0.05)
+        await settled()
         return read
 
     return asyncio.run(go())

@@ -22,6 +22,7 @@ from cascadellm.testing import FakeModel
 from llamaindex_cascade import CascadeLLM, Valid
 from tests.dropin import li_programs as programs
 from tests.dropin.li_watch import Seen, Watch, problems, run_everywhere, strings
+from tests.dropin.watching import settled, was_asked
 from tests.llamaindex.li_support import CHOW, run, user
 
 pytestmark = [
@@ -155,7 +156,7 @@ def test_a_selector_that_nobody_can_serve_raises_once(asynchronous: bool) -> Non
 @pytest.mark.parametrize("slow", ["small", "large"])
 def test_a_cancelled_agent_step_leaves_nothing_behind(slow: str, streaming: bool) -> None:
     """The call is recorded as left, memory holds no draft, no task runs on, the next run works."""
-    delays = {"small": 0.0, "large": 0.0, slow: 0.4}
+    delays = {"small": 0.0, "large": 0.0, slow: 30.0}
     small = FakeModel(DRAFT, name="small", logprob=-2.0, delay_s=delays["small"])
     large = FakeModel(ANSWER, name="large", delay_s=delays["large"])
     llm = CascadeLLM([small, large], CHOW)
@@ -171,13 +172,12 @@ def test_a_cancelled_agent_step_leaves_nothing_behind(slow: str, streaming: bool
                 shown.extend(strings(event))
 
         listener = asyncio.create_task(listen())
-        await asyncio.sleep(0.1)
+        await was_asked(small if slow == "small" else large)
         await handler.cancel_run()
         with contextlib.suppress(Exception):
             await handler
         await asyncio.wait_for(listener, 5)
-        others = asyncio.all_tasks() - {asyncio.current_task()}
-        await asyncio.wait(others, timeout=1) if others else None
+        await settled()
         memory = await context.store.get("memory", default=None)
         return await memory.aget_all() if memory is not None else []
 
@@ -186,9 +186,9 @@ def test_a_cancelled_agent_step_leaves_nothing_behind(slow: str, streaming: bool
     assert [True] == [record.trace.abandoned for record in watch.records]
     assert ANSWER not in [record.output for record in watch.records]
     assert not [text for text in [*shown, *strings(kept)] if "zonk" in text]
-    asked = len(small.calls) + len(large.calls)
+    count = len(small.calls) + len(large.calls)
     time.sleep(0.05)
-    assert asked == len(small.calls) + len(large.calls)
+    assert count == len(small.calls) + len(large.calls)
     small.delay_s = large.delay_s = 0.0
 
     async def again() -> Any:
@@ -220,7 +220,7 @@ def abandon_aquery(llm: CascadeLLM) -> list[str]:
         read = [await anext(stream), await anext(stream)]
         await stream.aclose()
         # the engine leaves the LLM's own stream to the event loop, which closes it when it can
-        await asyncio.sleep(0.05)
+        await settled()
         return read
 
     return list(run(go()))

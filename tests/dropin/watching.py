@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,7 +10,18 @@ from typing import Any, Protocol, Self
 
 from cascadellm import Record
 
-__all__ = ["Seen", "Watcher", "decisions", "leaks", "run_ways", "strings", "told", "total"]
+__all__ = [
+    "Seen",
+    "Watcher",
+    "decisions",
+    "leaks",
+    "run_ways",
+    "settled",
+    "strings",
+    "told",
+    "total",
+    "was_asked",
+]
 
 _WORD = re.compile(r"\w+")
 
@@ -27,6 +39,29 @@ class Seen:
     text: str
     shown: list[str] | None = None
     state: Any = field(default=None, repr=False)
+
+
+async def settled() -> None:
+    """Wait until the loop has done what frameworks leave to it, e.g. closed a stream.
+
+    A generator that was dropped becomes a task a round later, so it takes some quiet rounds.
+    """
+    quiet = 0
+    while quiet < 20:
+        await asyncio.sleep(0)
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        quiet = 0 if others else quiet + 1
+        if others:
+            await asyncio.wait(others, timeout=5)
+
+
+async def was_asked(model: Any) -> None:
+    """Wait until a fake model was asked."""
+    for _ in range(30_000):
+        if model.calls:
+            return
+        await asyncio.sleep(0.001)
+    raise AssertionError(f"{model.name} was not asked in half a minute")
 
 
 class Watcher(Protocol):

@@ -14,6 +14,7 @@ from langsmith import Client
 from cascadellm import record_cascade
 from cascadellm.testing import FakeModel
 from langchain_cascade import CascadeCallbackHandler, CascadeLLM, Price, Threshold, Tier
+from tests.dropin.watching import settled, was_asked
 from tests.langchain.lc_tools import CHOW, fakes
 from tests.servers.langsmith_server import LangSmithServer
 
@@ -56,7 +57,7 @@ def leave(source: Any, path: str, config: Any, after: int = 2) -> str:
                 break
         await stream.aclose()
         # a chain leaves the closing of what it was reading to the loop
-        await asyncio.sleep(0.05)
+        await settled()
 
     async def cancelled() -> None:
         reached = asyncio.Event()
@@ -73,7 +74,7 @@ def leave(source: Any, path: str, config: Any, after: int = 2) -> str:
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task
-        await asyncio.sleep(0.01)
+        await settled()
 
     if path == "stream":
         stream = source.stream("hi", config)
@@ -213,10 +214,12 @@ def test_a_cancelled_call_is_recorded_and_closed(traced: bool) -> None:
     llm = CascadeLLM([fakes()[0], slow], CHOW)
 
     async def run(config: Any) -> None:
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(0.2):
-                await llm.ainvoke("hi", config)
-        await asyncio.sleep(0.01)
+        task = asyncio.create_task(llm.ainvoke("hi", config))
+        await was_asked(slow)
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+        await settled()
 
     with LangSmithServer() as server, record_cascade() as recorder:
         client = Client(api_url=server.url, api_key="ls-none")

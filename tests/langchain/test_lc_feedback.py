@@ -32,6 +32,7 @@ from langchain_cascade import (
     feedback_from_langsmith,
     mean_logprob,
 )
+from tests.dropin.watching import was_asked
 from tests.langchain.lc_tools import CHOW, PATHS, Recording, cascade, fakes
 from tests.servers.langsmith_server import LangSmithServer
 
@@ -209,12 +210,12 @@ def test_a_cancelled_shadow_call_is_told_with_an_unknown_cost():
     """A shadow call that its loop cuts off is no observation, and its cost is unknown."""
     monitor = DriftMonitor(0.5)
     loop = FeedbackLoop([monitor], shadow_share=1.0)
-    large = FakeModel("l", name="large", delay_s=5)
+    large = FakeModel("l", name="large", delay_s=30)
     llm = CascadeLLM([fakes(logprob=-0.1)[0], Tier(large, price=PRICE)], CHOW, feedback_loop=loop)
 
     async def main():
         await llm.ainvoke("hi")
-        await asyncio.sleep(0.05)
+        await was_asked(large)
 
     with record_cascade() as recorder:
         asyncio.run(main())

@@ -34,6 +34,7 @@ from langchain_cascade import (
     mean_logprob,
     record_cascade,
 )
+from tests.dropin.watching import was_asked
 from tests.langchain.lc_openai import OpenAIFake, chat_openai
 from tests.langchain.lc_tools import CHOW, PATHS, Recording, added, fakes
 
@@ -138,7 +139,7 @@ def test_t18_cancellation_is_not_caught():
 
     async def cancel() -> None:
         task = asyncio.ensure_future(llm.ainvoke("hi"))
-        await asyncio.sleep(0.02)
+        await was_asked(small)
         task.cancel()
         await task
 

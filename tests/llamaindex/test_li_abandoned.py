@@ -18,6 +18,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from cascadellm import Always, EarlyAbort, Price, Tier, mean_logprob, record_cascade
 from cascadellm.testing import FakeModel
 from llamaindex_cascade import CascadeLLM, tracing
+from tests.dropin.watching import was_asked
 from tests.llamaindex.li_support import Events, Spans, asked, openai, run, user
 from tests.servers.openai_server import OpenAIServer, Said
 
@@ -168,8 +169,7 @@ def test_a_cancelled_call_is_recorded(spans: Spans) -> None:
 
     async def cancelled() -> None:
         task = asyncio.create_task(llm.achat(user()))
-        await asyncio.sleep(0.1)
-        assert slow.calls
+        await was_asked(slow)
         task.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await task

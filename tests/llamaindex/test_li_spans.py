@@ -13,6 +13,7 @@ from pydantic import Field
 from cascadellm import Always
 from cascadellm.testing import FakeModel
 from llamaindex_cascade import CascadeEventHandler, CascadeLLM, Threshold, Tier, mean_logprob
+from tests.dropin.watching import was_asked
 from tests.llamaindex.li_support import CHOW, ENDPOINTS, Events, Spans, ask, asked, pair, text_of
 
 
@@ -63,9 +64,10 @@ def test_spans_are_closed_after_a_cancelled_call(spans: Spans) -> None:
     """A cancelled task leaves no span open."""
 
     async def run() -> None:
-        llm = CascadeLLM([FakeModel("slow", delay_s=5), FakeModel("ok", name="b")], CHOW)
+        slow = FakeModel("slow", delay_s=30)
+        llm = CascadeLLM([slow, FakeModel("ok", name="b")], CHOW)
         task = asyncio.create_task(ask(llm, "achat"))
-        await asyncio.sleep(0.05)
+        await was_asked(slow)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task

@@ -18,6 +18,7 @@ from cascadellm.answer import Piece
 from cascadellm.events import Accepted, Failed, TierFailed
 from cascadellm.testing import EventRecorder, FakeModel
 from llamaindex_cascade import Always, CascadeLLM, LocalLLM, Never, Tier
+from tests.dropin.watching import was_asked
 from tests.llamaindex.li_support import (
     CHOW,
     ENDPOINTS,
@@ -167,18 +168,18 @@ def test_a_cancelled_task_cancels_the_tier() -> None:
 
     class Slow(FakeModel):
         async def agenerate(self, messages: Any, **kwargs: Any) -> Answer:
+            self.calls.append((messages, kwargs))
             try:
-                await asyncio.sleep(5)
+                await asyncio.sleep(30)
             except asyncio.CancelledError:
                 seen.append("cancelled")
                 raise
             return Answer("late")
 
     async def go() -> None:
-        task = asyncio.create_task(
-            CascadeLLM([Slow(), FakeModel("x", name="l")], CHOW).achat(user())
-        )
-        await asyncio.sleep(0.02)
+        slow = Slow()
+        task = asyncio.create_task(CascadeLLM([slow, FakeModel("x", name="l")], CHOW).achat(user()))
+        await was_asked(slow)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
