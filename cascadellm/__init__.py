@@ -20,7 +20,7 @@ from cascadellm.answer import (
 from cascadellm.breaker import Breaker
 from cascadellm.bulkhead import Bulkhead
 from cascadellm.cascade import Cascade, Outcome
-from cascadellm.context import call_context
+from cascadellm.context import call_context, in_this_context
 from cascadellm.errors import (
     BudgetExceededError,
     CalibrationError,
@@ -148,6 +148,7 @@ __all__ = [
     "VocabularyMismatchError",
     "__version__",
     "call_context",
+    "in_this_context",
     "margin",
     "mean_entropy",
     "mean_logprob",

@@ -359,4 +359,7 @@ def _json(value: Any) -> Any:
         return asdict(value)
     if kind is dict or isinstance(value, Mapping):
         return {str(k): _json(v) for k, v in value.items()}
+    if getattr(value, "ndim", None) == 0:
+        # a number that numpy or torch computed
+        return _json(value.item())
     return value if isinstance(value, (str, int)) else str(value)

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
+from contextvars import ContextVar, copy_context
 from dataclasses import dataclass, field, replace
+from functools import wraps
 from types import MappingProxyType
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from cascadellm.answer import Request
 
-__all__ = ["CallContext", "call_context", "text_of_document", "with_context"]
+__all__ = ["CallContext", "call_context", "in_this_context", "text_of_document", "with_context"]
+
+Given = ParamSpec("Given")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +58,26 @@ def call_context(
         yield
     finally:
         _AROUND.reset(token)
+
+
+def in_this_context(function: Callable[Given, T]) -> Callable[Given, T]:
+    """Return the function, to be run by threads of your own as if it were called here.
+
+    A raw thread and an executor's begin without what stands around them: recorders, traces,
+    `call_context`. This hands it over, to as many threads at once as you like:
+
+        executor.map(in_this_context(llm.invoke), questions)
+
+    Tasks, `asyncio.to_thread` and the frameworks' own threads need no help.
+    """
+    here = copy_context()
+
+    @wraps(function)
+    def inside(*args: Given.args, **kwargs: Given.kwargs) -> T:
+        # a context can be entered once at a time
+        return here.copy().run(function, *args, **kwargs)
+
+    return inside
 
 
 def with_context(request: Request) -> Request:

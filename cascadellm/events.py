@@ -371,11 +371,11 @@ def record_cascade(
 
     Works across chains, agents, tasks, `asyncio.to_thread` and the frameworks' own threads,
     which copy the context. A raw `threading.Thread` or an executor of your own starts with an
-    empty context and sees no recorder; hand the context over:
+    empty context and sees no recorder; hand the context over with `in_this_context`:
 
-        thread = threading.Thread(target=contextvars.copy_context().run, args=(work,))
+        executor.map(in_this_context(llm.invoke), questions)
 
-    or give the cascade a `JsonlSink` as handler, which no context limits.
+    or give the cascade a `Recorder` or `JsonlSink` as handler, which no context limits.
 
     Args:
         path: JSONL file to append each record to as well.

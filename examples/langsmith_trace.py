@@ -57,7 +57,7 @@ def local() -> None:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--local", action="store_true", help="send to a server on this machine")
-    if parser.parse_known_args()[0].local or "LANGSMITH_API_KEY" not in os.environ:
+    if parser.parse_args().local or "LANGSMITH_API_KEY" not in os.environ:
         local()
     else:
         ask(Client())

@@ -1,9 +1,8 @@
 """See in Phoenix which tier answered a LlamaIndex query, why, and what the others said.
 
-Start Phoenix (`pip install arize-phoenix`, `phoenix serve`), then run this file and open
-http://localhost:6006. `--check` reads the trace back through Phoenix's API, and starts Phoenix
-for that time where it is installed and does not run. `--local` needs no Phoenix: the trace goes
-to a receiver on this machine, which the tests use too, and the tree that arrived is printed.
+Run it beside Phoenix (`pip install arize-phoenix`, `phoenix serve`); open http://localhost:6006.
+`--check` starts Phoenix if need be and reads the trace back. With `--local`, or where no Phoenix
+answers, the trace goes to a receiver on this machine, which the tests use too, and is printed.
 """
 
 import argparse
@@ -15,7 +14,6 @@ import sys
 import time
 import urllib.request
 from pathlib import Path
-from typing import Any
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
 
@@ -43,7 +41,7 @@ tiers = [demo.load("small"), demo.load("large")]
 engine = index.as_query_engine(llm=CascadeLLM(tiers=tiers, policy=Threshold(mean_logprob, 0.1)))
 
 
-def spans() -> list[dict[str, Any]]:
+def spans() -> list[dict]:
     """Return the project's spans; Phoenix knows a project after its first."""
     url = f"{options.endpoint}/v1/projects/{options.project}/spans?limit=1000"
     try:
@@ -53,24 +51,27 @@ def spans() -> list[dict[str, Any]]:
         return []
 
 
+def answers() -> bool:
+    """Return whether Phoenix answers."""
+    try:
+        return spans() is not None
+    except (OSError, ValueError):
+        return False
+
+
 def phoenix() -> None:
     """Start Phoenix for the time of this program unless it answers already."""
+    env = {**os.environ, "PHOENIX_PORT": str(urlsplit(options.endpoint).port)}
+    python = os.environ.get("CASCADE_PHOENIX_PYTHON", sys.executable)
+    command, quiet = [python, "-m", "phoenix.server.main", "serve"], subprocess.DEVNULL
     server = None
-    while server is None or server.poll() is None:
-        try:
-            spans()
-        except OSError:
-            env = {**os.environ, "PHOENIX_PORT": str(urlsplit(options.endpoint).port)}
-            python = os.environ.get("CASCADE_PHOENIX_PYTHON", sys.executable)
-            command = [python, "-m", "phoenix.server.main", "serve"]
-            quiet = subprocess.DEVNULL
-            if server is None:
-                server = subprocess.Popen(command, env=env, stdout=quiet, stderr=quiet)  # noqa: S603
-                atexit.register(server.terminate)
-            time.sleep(1)
-        else:
-            return
-    sys.exit(f"no Phoenix answers at {options.endpoint}; pip install arize-phoenix")
+    while not answers():
+        if server is None:
+            server = subprocess.Popen(command, env=env, stdout=quiet, stderr=quiet)  # noqa: S603
+            atexit.register(server.terminate)
+        elif server.poll() is not None:
+            sys.exit(f"no Phoenix answers at {options.endpoint}; pip install arize-phoenix")
+        time.sleep(1)
 
 
 def show(server: OtlpServer, parent: str = "", depth: int = 0) -> None:
@@ -81,27 +82,27 @@ def show(server: OtlpServer, parent: str = "", depth: int = 0) -> None:
         show(server, span.span_id, depth + 1)
 
 
-if options.local:
+if options.check:
+    phoenix()
+if options.local or not answers():
+    if not options.local:
+        print(f"no Phoenix answers at {options.endpoint}; it would get this:")
     with OtlpServer() as receiver:
         with tracing.to_otlp(receiver.url):
             print(engine.query("What is the capital of Fenland?"))
         show(receiver)
     sys.exit()
 
-if options.check:
-    phoenix()
 with tracing.to_phoenix(options.endpoint, project=options.project):
     print(engine.query("What is the capital of Fenland?"))
-found = False
 for _ in range(60 if options.check else 0):
     # Phoenix takes spans in one by one
     known = {span["name"]: span["attributes"] for span in spans()}
-    found = "CascadeLLM.chat" in known and "RetrieverQueryEngine.query" in known
-    if found:
+    if "CascadeLLM.chat" in known and "RetrieverQueryEngine.query" in known:
         answered_by = known["CascadeLLM.chat"]["metadata.cascade_answered_by"]
         names = sorted(span["name"] for span in spans())
         print(json.dumps({"answered_by": answered_by, "spans": names}))
-        break
+        sys.exit()
     time.sleep(0.5)
-if options.check and not found:
+if options.check:
     sys.exit(f"Phoenix at {options.endpoint} shows no such trace")

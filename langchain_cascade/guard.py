@@ -26,6 +26,9 @@ INTERRUPTED = "ls_is_error_interrupt"
 
 _LEFT = ("GeneratorExit(", "CancelledError(")
 
+_PRIVATE = ("_persist_run_single", "_update_run_single", "_get_run", "_on_llm_end", "_on_llm_error")
+"""What the tracers below override of LangChain's own."""
+
 _log = logging.getLogger("langchain_cascade")
 
 
@@ -250,6 +253,10 @@ def _changed(tracer: LangChainTracer, cls: Any) -> Any:
 
     The constructor's arguments differ between versions, and `copy.copy` gives a tracer itself.
     """
+    gone = [name for name in _PRIVATE if not hasattr(LangChainTracer, name)]
+    if gone:
+        _log.warning("LangSmith's tracer has no %s and is used unchanged", " ".join(gone))
+        return tracer
     try:
         changed = cls.__new__(cls)
         changed.__dict__.update(vars(tracer))

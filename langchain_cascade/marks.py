@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
@@ -12,6 +11,7 @@ from uuid import UUID
 from langchain_core.tracers.langchain import LangChainTracer
 
 from cascadellm.answer import Answer, Attempt, Decision, Trace
+from cascadellm.harmless import harmless
 from cascadellm.tier import Tier
 from langchain_cascade.engine import Engine
 from langchain_cascade.guard import INTERRUPTED, OuterTracer, forgive, held
@@ -21,7 +21,6 @@ from langchain_cascade.tier import base_model
 
 __all__ = ["Marks", "outer_marks"]
 
-_log = logging.getLogger("langchain_cascade")
 _LONGEST = 250
 _HIDDEN_DRAFT = "ls_message_view_exclude"
 
@@ -36,9 +35,9 @@ class Marks:
     def __init__(self, engine: Engine, handlers: Iterable[Any], run_id: UUID | None) -> None:
         self.engine = engine
         self.run_id = run_id
-        self.tracers = [handler for handler in handlers if hasattr(handler, "run_map")]
+        self.tracers = [handler for handler in handlers if _keeps_runs(handler)]
         # kept, because tracers forget a run when it ends
-        self._runs = {id(one): one.run_map.get(str(run_id)) for one in self.tracers}
+        self._runs = {id(tracer): self._now(tracer) for tracer in self.tracers}
         for tracer in self.tracers:
             if isinstance(tracer, OuterTracer) and run_id is not None:
                 tracer.hold(run_id)
@@ -55,11 +54,11 @@ class Marks:
         """Mark the latest run of a tier with what became of its answer."""
         metadata: dict[str, Any] = {"cascade_action": action}
         if decision is not None and decision.score is not None:
-            metadata["cascade_score"] = plain(decision.score)
+            metadata["cascade_score"] = decision.to_dict()["score"]
         if action == "escalate":
             metadata[_HIDDEN_DRAFT] = True
         for tracer, run in self._each(index):
-            try:
+            with harmless("a tier's run could not be marked"):
                 forgive(run)
                 if run.error is not None and metadata.items() <= (run.metadata or {}).items():
                     continue
@@ -70,8 +69,6 @@ class Marks:
                     metadata["cascade_action"] = "stopped"
                 _mark(run, _with_cost(run, metadata, cost_usd), [])
                 _send(tracer, run)
-            except Exception:
-                _log.warning("a tier's run could not be marked", exc_info=True)
 
     def interrupted(self, index: int, answer: Answer | None) -> None:
         """Mark a tier's run whose stream is closed, with what it has used so far.
@@ -86,12 +83,10 @@ class Marks:
                 "total_tokens": answer.usage.total_tokens,
             }
         for _, run in self._each(index):
-            try:
+            with harmless("a stopped run could not be marked"):
                 cut_short = INTERRUPTED in (run.metadata or {})
                 if run.end_time is None or cut_short:
                     _mark(run, metadata, [])
-            except Exception:
-                _log.warning("a stopped run could not be marked", exc_info=True)
 
     def release(self) -> None:
         """Send the runs of tiers whose answers nobody decided about, or nobody needs any more.
@@ -99,18 +94,15 @@ class Marks:
         The cascade's own run may end from now on.
         """
         for tracer in self.tracers:
-            outer = self._outer(tracer)
-            for run, parent in _below(outer):
-                if run.end_time is not None and not held(run, parent):
-                    continue
-                try:
+            for run, parent in _below(self._own(tracer)):
+                with harmless("a tier's run could not be sent"):
+                    if run.end_time is not None and not held(run, parent):
+                        continue
                     # the call of a hedge may still run; its end is sent when it comes
                     left = {INTERRUPTED: True} if run.end_time is None else {}
                     action = {"cascade_action": "stopped"} if held(run, parent) else {}
                     _mark(run, {**action, **left}, [])
                     _send(tracer, run)
-                except Exception:
-                    _log.warning("a tier's run could not be sent", exc_info=True)
             if isinstance(tracer, OuterTracer) and self.run_id is not None:
                 tracer.let_go(self.run_id)
 
@@ -118,32 +110,41 @@ class Marks:
         """Mark the cascade's own run, which goes out with its end."""
         metadata, tags = outer_marks(trace)
         for tracer in self.tracers:
-            run = self._outer(tracer)
-            if run is None or metadata.items() <= (run.metadata or {}).items():
-                continue
-            try:
+            run = self._own(tracer)
+            with harmless("the cascade's run could not be marked"):
+                if run is None or metadata.items() <= (run.metadata or {}).items():
+                    continue
                 _mark(run, metadata, tags)
                 if self.engine.trace_feedback and isinstance(tracer, LangChainTracer):
                     _feedback(tracer, run, trace.decided)
-            except Exception:
-                _log.warning("the cascade's run could not be marked", exc_info=True)
 
     def prices(self, tier: Tier) -> bool:
         """Return whether a tier's cost is ours to tell; a provider's LangSmith knows itself."""
         return isinstance(base_model(self.engine.runnable(tier)), LocalChatModel)
 
-    def _outer(self, tracer: Any) -> Any:
-        return tracer.run_map.get(str(self.run_id)) or self._runs[id(tracer)]
+    def _own(self, tracer: Any) -> Any:
+        return self._now(tracer) or self._runs[id(tracer)]
+
+    def _now(self, tracer: Any) -> Any:
+        with harmless("a tracer does not show its runs"):
+            return tracer.run_map.get(str(self.run_id))
+        return None
 
     def _each(self, index: int) -> Iterable[tuple[Any, Any]]:
         tag = f"cascade:tier:{index}"
         found: dict[int, tuple[Any, Any]] = {}
         for tracer in self.tracers:
-            outer = self._outer(tracer)
-            children = [run for run in getattr(outer, "child_runs", ()) if tag in (run.tags or ())]
+            below = getattr(self._own(tracer), "child_runs", ())
+            children = [run for run in below if tag in (run.tags or ())]
             if children:
                 found.setdefault(id(children[-1]), (tracer, children[-1]))
         return found.values()
+
+
+def _keeps_runs(handler: Any) -> bool:
+    with harmless("a tracer does not show its runs"):
+        return hasattr(handler, "run_map")
+    return False
 
 
 def _below(run: Any) -> Iterator[tuple[Any, Any]]:
@@ -191,16 +192,17 @@ def _feedback(tracer: Any, run: Any, decided: Attempt | None) -> None:
 
 def outer_marks(trace: Trace) -> tuple[dict[str, Any], list[str]]:
     """Return the metadata and tags of the cascade's run."""
-    decided = trace.decided
+    # as in the record: a policy's own numbers may be of any type
+    decided = {} if trace.decided is None else trace.decided.to_dict()
     metadata = {
         "cascade_answered_by": trace.answered_by,
         "cascade_tier": trace.tier,
         "cascade_escalated": trace.escalated,
         "cascade_n_calls": sum(attempt.action != "skip" for attempt in trace.attempts),
-        "cascade_score": None if decided is None else decided.score,
-        "cascade_threshold": None if decided is None else decided.threshold,
-        "cascade_policy": None if decided is None else decided.policy,
-        "cascade_reason": None if decided is None else decided.reason[:_LONGEST],
+        "cascade_score": decided.get("score"),
+        "cascade_threshold": decided.get("threshold"),
+        "cascade_policy": decided.get("policy"),
+        "cascade_reason": (decided.get("reason") or "")[:_LONGEST] or None,
         "cascade_cost_usd": trace.cost_usd,
     }
     tags = [] if trace.answered_by is None else [f"cascade:answered_by:{trace.answered_by}"]
@@ -208,10 +210,4 @@ def outer_marks(trace: Trace) -> tuple[dict[str, Any], list[str]]:
         tags.append("cascade:escalated")
     if trace.abandoned:
         tags.append("cascade:abandoned")
-    return {k: plain(v) for k, v in metadata.items() if v is not None}, tags
-
-
-def plain(value: Any) -> Any:
-    """Return a value that JSON can hold: infinities as text."""
-    finite = not isinstance(value, float) or value - value == 0
-    return value if finite else str(value)
+    return {k: v for k, v in metadata.items() if v is not None}, tags

@@ -17,6 +17,7 @@ from langsmith.run_helpers import _set_tracing_context
 
 from cascadellm.answer import Decision
 from cascadellm.events import Abandoned, Accepted, Decided, Failed, TierAnswered, TierFailed
+from cascadellm.harmless import harmless
 from cascadellm.policies import Policy
 from cascadellm.tier import Tier
 from langchain_cascade.engine import Engine
@@ -91,11 +92,13 @@ class Outer:
     def _clean(self, handler: Any) -> Any:
         if not self.hidden or not isinstance(handler, LangChainTracer):
             return handler
-        copy = handler.copy_with_metadata_defaults()
-        if copy.tracing_metadata:
-            kept = {k: v for k, v in copy.tracing_metadata.items() if k not in self.hidden}
-            copy.tracing_metadata = kept
-        return copy
+        with harmless("the runs below a cascade may show its parameters in a trace"):
+            copy = handler.copy_with_metadata_defaults()
+            if copy.tracing_metadata:
+                kept = {k: v for k, v in copy.tracing_metadata.items() if k not in self.hidden}
+                copy.tracing_metadata = kept
+            return copy
+        return handler
 
     def child_manager(self, asynchronous: bool, *, trace_logprobs: bool = True) -> Any:
         """Return a manager whose runs are children of the cascade's run."""
@@ -151,7 +154,8 @@ class Tracing:
             self.manager.on_custom_event(DECISION, data, run_id=self.outer.run_id)
         elif isinstance(event, Failed) and self.decision is not None:
             self.leave().on_chain_error(event.error)
-        self._mark(event)
+        with harmless("what became of a call could not be marked in a trace"):
+            self._mark(event)
 
     async def aon_event(self, event: Any) -> None:
         """Tell the async handlers about an event of the engine."""
@@ -165,21 +169,25 @@ class Tracing:
             await self.manager.on_custom_event(DECISION, data, run_id=self.outer.run_id)
         elif isinstance(event, Failed) and self.decision is not None:
             await self.leave().on_chain_error(event.error)
-        self._mark(event)
+        with harmless("what became of a call could not be marked in a trace"):
+            self._mark(event)
 
     def enter(self, decision: Any) -> None:
         """Make the decision run the parent of calls made without a config."""
         self.decision = decision
-        config = RunnableConfig(callbacks=decision.get_child(), tags=["nostream"])
-        self._token, self._before = _set_config_context(config)
+        with harmless("a policy's own calls may be missing below its decision run"):
+            config = RunnableConfig(callbacks=decision.get_child(), tags=["nostream"])
+            self._token, self._before = _set_config_context(config)
 
     def leave(self) -> Any:
         """Undo `enter` and return the decision run."""
-        if self._token is not None:
-            var_child_runnable_config.reset(self._token)
-            if self._before is not None:
-                _set_tracing_context(self._before)
-        decision, self.decision, self._token, self._before = self.decision, None, None, None
+        token, before, decision = self._token, self._before, self.decision
+        self._token, self._before, self.decision = None, None, None
+        with harmless("the context of a decision run could not be left"):
+            if token is not None:
+                var_child_runnable_config.reset(token)
+            if before is not None:
+                _set_tracing_context(before)
         return decision
 
     def close(self) -> None:

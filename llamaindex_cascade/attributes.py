@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from cascadellm.answer import Attempt, Trace
+from cascadellm.harmless import harmless
 
 __all__ = ["OtelSpan", "attempt_attributes", "record_values", "trace_attributes"]
 
@@ -39,12 +40,13 @@ class OtelSpan:
         trace = sys.modules.get("opentelemetry.trace")
         if trace is None or span_id is None:
             return None
-        span = trace.get_current_span()
-        # instrumentors attach a stand-in that points elsewhere once the span has returned
-        span = getattr(span, "__wrapped__", span)
-        if getattr(span, "name", None) != span_id.partition("-")[0]:
-            return None
-        return cls(span) if span.is_recording() else None
+        with harmless("a span could not be found; it lacks the cascade's attributes"):
+            span = trace.get_current_span()
+            # instrumentors attach a stand-in that points elsewhere once the span has returned
+            span = getattr(span, "__wrapped__", span)
+            named = getattr(span, "name", None) == span_id.partition("-")[0]
+            return cls(span) if named and span.is_recording() else None
+        return None
 
     def set(self, attributes: Mapping[str, Any]) -> None:
         """Write attributes while the span records."""
@@ -96,5 +98,5 @@ def attempt_attributes(attempt: Attempt) -> dict[str, Any]:
     """Return the attributes of an attempt's span."""
     data = attempt.to_dict()
     values = {name: data[name] for name in _OF_ATTEMPT}
-    values["reason"] = (attempt.reason or "")[:_LONGEST] or None
+    values["reason"] = (data["reason"] or "")[:_LONGEST] or None
     return _named(values, [f"cascade:tier:{attempt.tier}"])

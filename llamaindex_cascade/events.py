@@ -76,12 +76,12 @@ class CascadeDecisionEvent(_CascadeEvent):
     tier: int
     name: str
     defer: bool
-    policy: str
+    policy: str | None
     score_name: str | None
     score: float | str | None
     threshold: float | str | None
-    code: str
-    reason: str
+    code: str | None
+    reason: str | None
     latency_s: float
 
 

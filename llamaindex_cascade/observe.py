@@ -22,6 +22,7 @@ from llama_index.core.instrumentation.events.llm import (
 from llama_index_instrumentation import get_dispatcher
 from llama_index_instrumentation.span import active_span_id
 
+from cascadellm.harmless import harmless
 from llamaindex_cascade.convert import completion_from_chat
 from llamaindex_cascade.gather import event_copy
 from llamaindex_cascade.spans import listened
@@ -54,15 +55,16 @@ class Observed:
         """Tell that the call begins."""
         if not self._on:
             return
-        shared: dict[str, Any] = {
-            "model_dict": payload(),
-            "additional_kwargs": dict(kwargs),
-            "span_id": self.span_id,
-        }
-        if self._prompt is None:
-            _dispatcher.event(LLMChatStartEvent(messages=self._messages, **shared))
-        else:
-            _dispatcher.event(LLMCompletionStartEvent(prompt=self._prompt, **shared))
+        with harmless("event handlers miss the start of a cascade"):
+            shared: dict[str, Any] = {
+                "model_dict": payload(),
+                "additional_kwargs": dict(kwargs),
+                "span_id": self.span_id,
+            }
+            if self._prompt is None:
+                _dispatcher.event(LLMChatStartEvent(messages=self._messages, **shared))
+            else:
+                _dispatcher.event(LLMCompletionStartEvent(prompt=self._prompt, **shared))
 
     def converted(self, response: ChatResponse) -> Any:
         """Return a response in the endpoint's form."""
@@ -77,12 +79,13 @@ class Observed:
     def _told(self, result: Any, chat: Any, completion: Any) -> None:
         if not self._on:
             return
-        copy = event_copy(result)
-        if self._prompt is None:
-            event = chat(messages=self._messages, response=copy, span_id=self.span_id)
-        else:
-            event = completion(prompt=self._prompt, response=copy, span_id=self.span_id)
-        _dispatcher.event(event)
+        with harmless("event handlers miss an answer of a cascade"):
+            copy = event_copy(result)
+            if self._prompt is None:
+                event = chat(messages=self._messages, response=copy, span_id=self.span_id)
+            else:
+                event = completion(prompt=self._prompt, response=copy, span_id=self.span_id)
+            _dispatcher.event(event)
 
     def _chunk(self, chunk: ChatResponse) -> Any:
         result = self.converted(chunk)

@@ -31,6 +31,7 @@ from llama_index_instrumentation.span_handlers import NullSpanHandler
 
 from cascadellm import Cascade, events
 from cascadellm.answer import Attempt, Decision, Trace
+from cascadellm.harmless import harmless
 from cascadellm.policies.base import Policy
 from cascadellm.scrub import scrubbed_text
 from llamaindex_cascade.attributes import OtelSpan, attempt_attributes, trace_attributes
@@ -53,7 +54,7 @@ class AttemptResult(BaseModel):
     score: float | str | None
     threshold: float | str | None
     code: str | None
-    reason: str
+    reason: str | None
     latency_s: float
 
 
@@ -63,12 +64,12 @@ class DecisionResult(BaseModel):
     tier: int
     name: str
     defer: bool
-    policy: str
+    policy: str | None
     score_name: str | None
     score: float | str | None
     threshold: float | str | None
-    code: str
-    reason: str
+    code: str | None
+    reason: str | None
     latency_s: float
 
 
@@ -138,9 +139,11 @@ class Spans:
     def on_event(self, event: events.CascadeEvent) -> None:
         """Open or close a span, then dispatch the event."""
         if self._spans:
-            self._trace(event)
+            with harmless("a cascade's spans are incomplete"):
+                self._trace(event)
         if self._events:
-            _dispatcher.event(instrumentation_event(event, self.span_id))
+            with harmless("event handlers miss an event of a cascade"):
+                _dispatcher.event(instrumentation_event(event, self.span_id))
 
     def _trace(self, event: events.CascadeEvent) -> None:
         match event:
@@ -204,7 +207,7 @@ class Spans:
         """Make a tier's attempt the parent of its call, which a hedge makes before its turn."""
         if not self._spans or self._tiers.get(active_span_id.get() or "", index) == index:
             return
-        with self._lock:
+        with harmless("a tier's call is missing below its attempt"), self._lock:
             # beside the attempt that is under way, not below it
             active_span_id.set(self.span_id)
             mine = next((id_ for id_, tier in self._tiers.items() if tier == index), None)
@@ -248,7 +251,9 @@ class Spans:
         An open span would be closed by the tier's stream in some tracers, and take the
         cascade's own span with it.
         """
-        if self._open:
+        if not self._open:
+            return
+        with harmless("an attempt's span is left open"):
             attempt = Attempt(
                 index,
                 name,
@@ -271,7 +276,8 @@ class Spans:
     def _finish(self, trace: Trace) -> None:
         self._called_off()
         if self._otel is not None:
-            self._otel.set(trace_attributes(trace))
+            with harmless("a cascade's span lacks its attributes"):
+                self._otel.set(trace_attributes(trace))
 
     def _left(self, trace: Trace) -> None:
         """End the attempt that a cancelled call left open, with what the record says of it."""
@@ -301,7 +307,8 @@ class Spans:
     def _exit(self, result: BaseModel, attempt: Attempt | None) -> None:
         span = self._open.pop()
         if span.otel is not None and attempt is not None:
-            span.otel.set(attempt_attributes(attempt))
+            with harmless("an attempt's span lacks its attributes"):
+                span.otel.set(attempt_attributes(attempt))
         _dispatcher.span_exit(
             id_=span.id_, bound_args=span.bound, instance=span.instance, result=result
         )
@@ -311,7 +318,8 @@ class Spans:
         if not self._open:
             return
         span = self._open.pop()
-        _dispatcher.event(SpanDropEvent(span_id=span.id_, err_str=scrubbed_text(str(error))))
+        with harmless("event handlers miss a failure of a cascade"):
+            _dispatcher.event(SpanDropEvent(span_id=span.id_, err_str=scrubbed_text(str(error))))
         _dispatcher.span_drop(
             id_=span.id_, bound_args=span.bound, instance=span.instance, err=error
         )
@@ -319,7 +327,8 @@ class Spans:
 
     def close(self, error: BaseException | None) -> None:
         """Drop what an error or a cancellation left open."""
-        self._called_off()
+        with harmless("the span of an unneeded attempt is left open"):
+            self._called_off()
         while self._open:
             self._drop(error if isinstance(error, Exception) else RuntimeError(repr(error)))
 

@@ -19,6 +19,7 @@ from llama_index.core.program.utils import process_streaming_objects
 from llama_index.core.prompts import BasePromptTemplate
 from llama_index_instrumentation import get_dispatcher
 
+from cascadellm.harmless import harmless
 from llamaindex_cascade.base import CascadeBase
 from llamaindex_cascade.observe import Observed
 from llamaindex_cascade.request import passages, public
@@ -99,11 +100,12 @@ class StructuredCascade(CascadeBase):
         prompt_args: dict[str, Any],
     ) -> tuple[Asked, dict[str, Any]]:
         if listened():
-            _dispatcher.event(
-                LLMStructuredPredictStartEvent(
-                    output_cls=output_cls, template=prompt, template_args=prompt_args
+            with harmless("event handlers miss the start of a structured prediction"):
+                _dispatcher.event(
+                    LLMStructuredPredictStartEvent(
+                        output_cls=output_cls, template=prompt, template_args=prompt_args
+                    )
                 )
-            )
         messages = self._extend_messages(prompt.format_messages(llm=self, **prompt_args))
         parser = PydanticOutputParser(output_cls=output_cls)
         asked = Asked(
@@ -166,7 +168,8 @@ def _parsed(response: ChatResponse, asked: Asked) -> Any:
 
 def _told(value: Any) -> Any:
     if listened():
-        _dispatcher.event(LLMStructuredPredictEndEvent(output=value))
+        with harmless("event handlers miss a structured prediction"):
+            _dispatcher.event(LLMStructuredPredictEndEvent(output=value))
     return value
 
 
@@ -174,6 +177,7 @@ def _grew(value: Any, span_id: str | None, *, last: bool) -> Any:
     """Tell about a growing object; its reader stands outside of the call's span."""
     if listened():
         kinds = [LLMStructuredPredictInProgressEvent, LLMStructuredPredictEndEvent]
-        for kind in kinds[: 1 + last]:
-            _dispatcher.event(kind(output=value, span_id=span_id))
+        with harmless("event handlers miss a growing object"):
+            for kind in kinds[: 1 + last]:
+                _dispatcher.event(kind(output=value, span_id=span_id))
     return value

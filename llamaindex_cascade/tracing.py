@@ -208,7 +208,8 @@ def _start(
         processor.shutdown()
         raise ConfigurationError(
             "LlamaIndex is instrumented already; pass that instrumentation's tracer provider as "
-            "provider= to add this destination, or close the other one first"
+            "provider= to add this destination, or close the other one first (in a notebook "
+            "cell that ran before: LlamaIndexInstrumentor().uninstrument())"
         )
     owned = provider is None
     if owned:
