@@ -96,6 +96,10 @@ def test_a_moved_part_of_langchains_tracer_changes_no_answer(
     said, trees = traced(server, cascade(), way)
     assert said == "large says so"
     assert sum(tree.total_tokens for tree in trees) <= 7 + 7
+    if part == (guard.OuterTracer, "_persist_run_single"):
+        assert [(root.kind, root.metadata.get("usage_metadata")) for root in trees] == [
+            ("llm", None)
+        ]
     if part[1] != "_set_tracing_context":
         assert var_child_runnable_config.get() is None
 
