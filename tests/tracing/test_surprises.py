@@ -83,10 +83,12 @@ def traced(server: LangSmithServer, llm: Any, way: str = "invoke") -> tuple[str,
     client = Client(api_url=server.url, api_key="ls-none")
     config = {"callbacks": [LangChainTracer(client=client)]}
     context = copy_context()
-    said = context.run(PATHS[way], llm, "hi", config).text
-    assert context.get(var_child_runnable_config) is None
-    client.flush()
-    client.cleanup()
+    try:
+        said = context.run(PATHS[way], llm, "hi", config).text
+        assert context.get(var_child_runnable_config) is None
+    finally:
+        client.flush()
+        client.cleanup()
     return said, server.trees()
 
 
