@@ -104,7 +104,8 @@ class Marks:
                     _mark(run, {**action, **left}, [])
                     _send(tracer, run)
             if isinstance(tracer, OuterTracer) and self.run_id is not None:
-                tracer.let_go(self.run_id)
+                with harmless("the cascade's run stays open in a trace"):
+                    tracer.let_go(self.run_id)
 
     def outer(self, trace: Trace) -> None:
         """Mark the cascade's own run, which goes out with its end."""

@@ -87,7 +87,8 @@ class Outer:
         """End a run that LangChain left open."""
         for handler in self.handlers:
             if isinstance(handler, OuterTracer):
-                handler.end_open(run_id, error)
+                with harmless("the cascade's run stays open in a trace"):
+                    handler.end_open(run_id, error)
 
     def _clean(self, handler: Any) -> Any:
         if not self.hidden or not isinstance(handler, LangChainTracer):
