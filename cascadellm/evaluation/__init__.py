@@ -11,12 +11,15 @@ from typing import TYPE_CHECKING, Any
 from cascadellm.errors import MissingDependencyError
 
 if TYPE_CHECKING:
+    from cascadellm.evaluation.auto import AutoPolicy, Candidate
     from cascadellm.evaluation.compare import Evaluation, PolicyResult, evaluate
     from cascadellm.evaluation.curve import Curve, Ordering, Pair
     from cascadellm.evaluation.plot import save_plot
     from cascadellm.evaluation.points import OperatingPoint
 
 __all__ = [
+    "AutoPolicy",
+    "Candidate",
     "Curve",
     "Evaluation",
     "OperatingPoint",
@@ -28,6 +31,8 @@ __all__ = [
 ]
 
 _HOME = {
+    "AutoPolicy": "auto",
+    "Candidate": "auto",
     "Curve": "curve",
     "Evaluation": "compare",
     "OperatingPoint": "points",
@@ -45,7 +50,7 @@ def __getattr__(name: str) -> Any:
     try:
         module = importlib.import_module(f"{__name__}.{_HOME[name]}")
     except ModuleNotFoundError as error:
-        if error.name and error.name.split(".")[0] in ("numpy", "scipy", "matplotlib"):
+        if error.name and error.name.split(".")[0] in ("numpy", "scipy", "sklearn", "matplotlib"):
             raise MissingDependencyError.for_extra(error.name, "calibrate") from error
         raise
     return getattr(module, name)
