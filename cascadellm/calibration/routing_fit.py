@@ -142,7 +142,7 @@ class _World:
                 needed=_LEAST,
                 given=int(known.sum()),
             )
-        data = data.take(known)
+        data = data.take(np.flatnonzero(known))
         cost = _costs(data, tier_costs)
         length = data.prompt_length if with_length else None
         lines = _lines(cost, length)

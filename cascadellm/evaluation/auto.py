@@ -200,7 +200,7 @@ def _graded(data: CalibrationRecords) -> CalibrationRecords:
             needed=_LEAST,
             given=int(known.sum()),
         )
-    return data.take(known)
+    return data.take(np.flatnonzero(known))
 
 
 def _compared(data: CalibrationRecords, resamples: int, seed: int) -> tuple[Candidate, ...]:
@@ -277,9 +277,8 @@ def _minus(gains: GainMap, score: Floats) -> Floats:
 def _scored(data: CalibrationRecords, chosen: Candidate) -> CalibrationRecords:
     """Return the records with the score of the chosen candidate."""
     if isinstance(chosen.fitted, LearnedScore):
-        return apply_to(
-            chosen.fitted, data, data.columns | {data.score_names[0]: data.scores[:, 0]}
-        )
+        own = {data.score_names[0]: data.scores[:, 0]}
+        return apply_to(chosen.fitted, data, {**data.columns, **own})
     if chosen.kind == "length":
         assert data.prompt_length is not None
         score = -data.prompt_length

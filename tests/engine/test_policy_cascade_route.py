@@ -117,7 +117,7 @@ def wrong(kind: str) -> Callable[..., tuple[int | None, float]]:
             moved = [list(row) for row in zip(*columns, strict=True)]
         if kind == "every set is asked whole":
             monkey = routing._as_needed
-            routing._as_needed = lambda *_: -math.inf  # type: ignore[assignment]
+            routing._as_needed = lambda *_: -math.inf
             try:
                 return best_next(quality, moved, costs, answered, ahead, price, can_stop=can_stop)
             finally:

@@ -8,7 +8,12 @@ import numpy as np
 import pytest
 
 from cascadellm import MetaVerifier, Route, SelfVerify, Threshold, mean_logprob
-from cascadellm.calibration import CalibrationError, CalibrationRecords, InsufficientDataError
+from cascadellm.calibration import (
+    CalibrationError,
+    CalibrationRecords,
+    InsufficientDataError,
+    calibrate_threshold,
+)
 from cascadellm.errors import ConfigurationError
 from cascadellm.evaluation import AutoPolicy, auto
 from tests.engine.deciding import decide, model
@@ -105,7 +110,7 @@ def test_threshold_when_it_is_certified() -> None:
 
 def test_threshold_when_the_choice_has_seen_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check has power: a threshold taken where the records just allow it is noticed."""
-    certify = auto.calibrate_threshold
+    certify = calibrate_threshold
     monkeypatch.setattr(
         auto, "calibrate_threshold", lambda data, **o: certify(data, **{**o, "confidence": 0.05})
     )
