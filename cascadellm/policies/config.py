@@ -166,7 +166,10 @@ def _elsewhere(kind: str) -> Any:
         from cascadellm.calibration.adaptive import AdaptiveThreshold
 
         return AdaptiveThreshold
-    from cascadellm import local
+    from cascadellm.local import SpeculativeCascade, TokenCascade, rules
+    from cascadellm.local.rule_base import Rule
 
-    found = getattr(local, kind, None) or getattr(getattr(local, "rules", None), kind, None)
-    return found if isinstance(found, type) else None
+    # not whatever that room holds: a model, for one, may bring code of its own
+    joint = {cls.__name__: cls for cls in (SpeculativeCascade, TokenCascade)}
+    found = joint.get(kind) or getattr(rules, kind, None)
+    return found if isinstance(found, type) and issubclass(found, (Policy, Rule)) else None
