@@ -166,10 +166,9 @@ def _elsewhere(kind: str) -> Any:
         from cascadellm.calibration.adaptive import AdaptiveThreshold
 
         return AdaptiveThreshold
-    from cascadellm.local import SpeculativeCascade, TokenCascade, rules
-    from cascadellm.local.rule_base import Rule
+    from cascadellm import local
 
     # not whatever that room holds: a model, for one, may bring code of its own
-    joint = {cls.__name__: cls for cls in (SpeculativeCascade, TokenCascade)}
-    found = joint.get(kind) or getattr(rules, kind, None)
-    return found if isinstance(found, type) and issubclass(found, (Policy, Rule)) else None
+    joint = {cls.__name__: cls for cls in (local.SpeculativeCascade, local.TokenCascade)}
+    found = joint.get(kind) or (getattr(local.rules, kind) if kind in local.rules.__all__ else None)
+    return found if isinstance(found, type) else None
