@@ -41,7 +41,7 @@ demo: $(VENV)/demo.stamp
 	$(BIN)/cascadellm demo
 
 test: $(VENV)/test.stamp
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 check: $(VENV)/test.stamp
 	$(BIN)/ruff check .
