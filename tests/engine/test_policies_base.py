@@ -287,7 +287,7 @@ POLICIES: list[Policy] = [
 ]
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids=repr)
+@pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: type(policy).__name__)
 def test_config_when_written_and_read(policy: Policy) -> None:
     """A policy survives JSON and is equal, hashable and printable afterwards."""
     text = json.dumps(policy.to_config(), allow_nan=False)
