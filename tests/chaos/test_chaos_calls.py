@@ -196,6 +196,6 @@ def test_mutation_lost_tokens_are_noticed() -> None:
         threaded(lambda n: llm.invoke(asked(n)), 4)
         check_books(recorder, server, 4)
         clients.langchain("small").model.invoke(asked(1))
+        asyncio.run(clients.aclose())
         with pytest.raises(AssertionError):
             check_books(recorder, server, 4)
-        asyncio.run(clients.aclose())

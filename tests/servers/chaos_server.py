@@ -159,14 +159,15 @@ class ChaosServer:
         model: str,
         fault: str | None,
     ) -> bool:
+        # noted before it is sent, or a client could look into the ledger first
         if fault == "dropped":
             self._note(number, model, fault, None)
             return False
         if fault in ("rate_limit", "error_500"):
             status, extra = (429, "retry-after: 0\r\n") if fault == "rate_limit" else (500, "")
             error = json.dumps({"error": {"message": "planted", "type": "planted", "code": None}})
-            _write(writer, status, error, extra)
             self._note(number, model, fault, None)
+            _write(writer, status, error, extra)
             return True
         words = words_of(number, model)
         usage = None if fault == "no_usage" else (7 + number % 11, len(words))
@@ -176,11 +177,11 @@ class ChaosServer:
         if fault == "broken_json":
             text = text[: len(text) // 2]
         if fault == "truncated":
-            writer.write(_head(200, len(text)) + text.encode()[:40])
             self._note(number, model, fault, None)
+            writer.write(_head(200, len(text)) + text.encode()[:40])
             return False
-        _write(writer, 200, text)
         self._note(number, model, fault, None if fault == "broken_json" else usage)
+        _write(writer, 200, text)
         return True
 
     async def _stream(
@@ -201,14 +202,14 @@ class ChaosServer:
             _chunk(writer, json.dumps(_part(word, number, model)))
             await asyncio.sleep(0)
         if fault == "broken_json":
-            _chunk(writer, '{"choices": [{"delta"')
             self._note(number, model, fault, None)
+            _chunk(writer, '{"choices": [{"delta"')
         else:
             last = {**_envelope("chat.completion.chunk"), "usage": _usage(usage)}
             end = {"index": 0, "delta": {}, "finish_reason": "stop"}
             _chunk(writer, json.dumps({**last, "usage": None, "choices": [end]}))
-            _chunk(writer, json.dumps({**last, "choices": []}))
             self._note(number, model, fault, usage)
+            _chunk(writer, json.dumps({**last, "choices": []}))
         _chunk(writer, "[DONE]")
         writer.write(b"0\r\n\r\n")
         await writer.drain()
